@@ -1,0 +1,53 @@
+/**
+ * Coded errors. Every failure a user can cause has a stable code; the first letter group says the area:
+ * IO files and formats, IM import, IR graph, PS passes, QT quantization, TG targets, QN QNN/HTP, TF TFLite, RT runtimes,
+ * CL command line, HB hub, XX ours.
+ */
+export const ERROR_TITLES = {
+  CL001: 'invalid command line',
+  CL002: 'invalid configuration file',
+  CL003: 'output folder is not ours',
+  IO001: 'file cannot be read',
+  IO002: 'file cannot be written',
+  IO003: 'file is truncated or malformed',
+  XX001: 'internal error',
+} as const satisfies Record<string, string>;
+
+export type ErrorCode = keyof typeof ERROR_TITLES;
+
+export interface ErrorDetails {
+  /** One sentence: what went wrong, with the offending value. */
+  message: string;
+  /** Where: a file, node or value name in the user's own model. */
+  where?: string;
+  /** What the user can do about it. */
+  hint?: string;
+  /** Process exit code: 2 the user's input (default), 1 findings, 70 ours. */
+  exitCode?: 1 | 2 | 70;
+  cause?: unknown;
+}
+
+/** An error with a stable code; the command line prints it without a stack trace. */
+export class NpucError extends Error {
+  readonly code: ErrorCode;
+  readonly where: string | undefined;
+  readonly hint: string | undefined;
+  readonly exitCode: number;
+
+  constructor(code: ErrorCode, details: ErrorDetails) {
+    super(details.message, details.cause === undefined ? undefined : { cause: details.cause });
+    this.name = 'NpucError';
+    this.code = code;
+    this.where = details.where;
+    this.hint = details.hint;
+    this.exitCode = details.exitCode ?? (code === 'XX001' ? 70 : 2);
+  }
+}
+
+/** The lines a user reads: `CODE what`, then `at where`, then `hint: what to do`. */
+export function formatError(error: NpucError): string {
+  const lines = [`${error.code} ${error.message}`];
+  if (error.where) lines.push(`  at ${error.where}`);
+  if (error.hint) lines.push(`  hint: ${error.hint}`);
+  return lines.join('\n');
+}

@@ -1,0 +1,108 @@
+/**
+ * What a runtime expects of a decoder graph: names, layouts, rotary form, cache protocol (DESIGN 5; each contract was
+ * measured on the real runtime, none is a mixture of two). Data only; `apply-io-contract` does the rewriting and
+ * `compiler/runtime/decoder-session` feeds it.
+ */
+export interface IoContract {
+  readonly name: 'plain' | 'genie' | 'litert-npu';
+  /** Token ids looked up in the graph, or embedding rows looked up by the host. */
+  readonly embedding: 'ids' | 'embeds';
+  /**
+   * Where cosine and sine come from: gathered in the graph by position, given as [1,1,t,hd/2] (half), or given as
+   * [1,t,1,hd] with the sign folded into the sine (full: rot = concat(b, a)).
+   */
+  readonly rotary: 'in-graph' | 'half' | 'full';
+  /** Whether prefill graphs give logits for all positions or only decode graphs give them. */
+  readonly logits: 'all' | 'decode';
+  readonly names: {
+    readonly tokens: string;
+    readonly mask: string;
+    readonly positions?: string;
+    readonly cos?: string;
+    readonly sin?: string;
+    readonly logits: string;
+    readonly pastKey: (layer: number) => string;
+    readonly pastValue: (layer: number) => string;
+    readonly newKey: (layer: number) => string;
+    readonly newValue: (layer: number) => string;
+  };
+  /** Layout of the key and value caches. */
+  readonly key: CacheLayout;
+  readonly value: CacheLayout;
+  /** Leading dimensions of the attention products, batch and key/value heads, in the contract's order. */
+  readonly lead: 'heads-first' | 'batch-first';
+}
+
+/** A cache layout as a permutation of [batch, token, head, dim]. */
+export interface CacheLayout {
+  readonly order: readonly [number, number, number, number];
+  /** The axis of the permuted tensor along which tokens lie. */
+  readonly timeAxis: number;
+  /** The permutation from the cache's layout to the product's operand: keys [lead.., hd, CL], values [lead.., CL, hd]; absent: none. */
+  readonly toOperand?: readonly number[];
+}
+
+/** Plain ONNX: ids in, tables in the graph, [1,kv,time,hd] caches, f32 additive mask. */
+export const plainContract: IoContract = {
+  name: 'plain',
+  embedding: 'ids',
+  rotary: 'in-graph',
+  logits: 'all',
+  names: {
+    tokens: 'input_ids',
+    mask: 'attention_mask',
+    positions: 'position_ids',
+    logits: 'logits',
+    pastKey: (layer) => `past_key_${layer}`,
+    pastValue: (layer) => `past_value_${layer}`,
+    newKey: (layer) => `new_key_${layer}`,
+    newValue: (layer) => `new_value_${layer}`,
+  },
+  key: { order: [0, 2, 1, 3], timeAxis: 2, toOperand: [0, 1, 3, 2] },
+  value: { order: [0, 2, 1, 3], timeAxis: 2 },
+  lead: 'batch-first',
+};
+
+/** Genie on QNN/HTP (facts genie-cnn A, qnn-htp 4): half-width tables as inputs, keys kept transposed. */
+export const genieContract: IoContract = {
+  name: 'genie',
+  embedding: 'ids',
+  rotary: 'half',
+  logits: 'all',
+  names: {
+    tokens: 'input_ids',
+    mask: 'attention_mask',
+    cos: 'position_ids_cos',
+    sin: 'position_ids_sin',
+    logits: 'logits',
+    pastKey: (layer) => `past_key_${layer}_in`,
+    pastValue: (layer) => `past_value_${layer}_in`,
+    newKey: (layer) => `past_key_${layer}_out`,
+    newValue: (layer) => `past_value_${layer}_out`,
+  },
+  key: { order: [2, 0, 3, 1], timeAxis: 3 },
+  value: { order: [2, 0, 1, 3], timeAxis: 2 },
+  lead: 'heads-first',
+};
+
+/** The op subset that every LiteRT NPU plugin takes in one partition (facts litert 5). */
+export const litertNpuContract: IoContract = {
+  name: 'litert-npu',
+  embedding: 'embeds',
+  rotary: 'full',
+  logits: 'decode',
+  names: {
+    tokens: 'embeds',
+    mask: 'mask',
+    cos: 'pos_emb_cos',
+    sin: 'pos_emb_sin',
+    logits: 'logits',
+    pastKey: (layer) => `kv_cache_k_${layer}`,
+    pastValue: (layer) => `kv_cache_v_${layer}`,
+    newKey: (layer) => `kv_slice_k_${layer}`,
+    newValue: (layer) => `kv_slice_v_${layer}`,
+  },
+  key: { order: [0, 1, 2, 3], timeAxis: 1, toOperand: [0, 2, 3, 1] },
+  value: { order: [0, 1, 2, 3], timeAxis: 1, toOperand: [0, 2, 1, 3] },
+  lead: 'batch-first',
+};

@@ -10,7 +10,6 @@ import {
   type Value,
 } from '../compiler/ir/graph.ts';
 import { Tensor } from '../compiler/ir/tensor.ts';
-import { eliminateDeadCode } from './eliminate-dead-code.ts';
 import type { IoContract } from './io-contract.ts';
 
 export interface ContractShape {
@@ -43,7 +42,7 @@ export function applyIoContract(module: Module, contract: IoContract, shape: Con
   new ContractLowering(graph, contract, shape).run();
   graph.properties.set('tokens', shape.tokens);
   graph.properties.set('cache', shape.cache);
-  eliminateDeadCode.run(graph, undefined);
+  graph.prune();
 }
 
 /** Holds what the steps of one lowering share; used once. */

@@ -361,6 +361,18 @@ export class Graph {
     return value.uses.size > 0 || this.isOutput(value);
   }
 
+  /** Removes nodes and constants that nothing reads, last ones first. Returns how many nodes went. */
+  prune(): number {
+    let removed = 0;
+    for (const node of [...this.nodes].reverse()) {
+      if (node.outputs.some((output) => output && this.isUsed(output))) continue;
+      this.removeNode(node);
+      removed++;
+    }
+    for (const value of this.constants) if (!this.isUsed(value)) this.removeValue(value);
+    return removed;
+  }
+
   /** Restores topological order, keeping the present order where it is free. @throws XX001 on a cycle. */
   sortNodes(): void {
     const done = new Set<Node>();

@@ -15,6 +15,11 @@ export const ERROR_TITLES = {
   IO001: 'file cannot be read',
   IO002: 'file cannot be written',
   IO003: 'file is truncated or malformed',
+  IR020: 'shapes do not fit',
+  IR021: 'operator input is missing or of the wrong type',
+  IR022: 'operator attribute is invalid',
+  RT010: 'operator has no reference semantics',
+  RT011: 'graph input is missing or of the wrong type',
   XX001: 'internal error',
 } as const satisfies Record<string, string>;
 

@@ -20,6 +20,8 @@ export const ERROR_TITLES = {
   IR022: 'operator attribute is invalid',
   RT010: 'operator has no reference semantics',
   RT011: 'graph input is missing or of the wrong type',
+  RT101: 'graph does not follow its protocol',
+  RT102: 'cache is full',
   XX001: 'internal error',
 } as const satisfies Record<string, string>;
 

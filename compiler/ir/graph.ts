@@ -364,12 +364,14 @@ export class Graph {
   /** Removes nodes and constants that nothing reads, last ones first. Returns how many nodes went. */
   prune(): number {
     let removed = 0;
+    // A subgraph may give out a value of this graph without any node reading it.
+    const captured = new Set(this.nodes.flatMap((node) => node.subgraphs).flatMap((graph) => graph.outputs));
     for (const node of [...this.nodes].reverse()) {
-      if (node.outputs.some((output) => output && this.isUsed(output))) continue;
+      if (node.outputs.some((output) => output && (this.isUsed(output) || captured.has(output)))) continue;
       this.removeNode(node);
       removed++;
     }
-    for (const value of this.constants) if (!this.isUsed(value)) this.removeValue(value);
+    for (const value of this.constants) if (!this.isUsed(value) && !captured.has(value)) this.removeValue(value);
     return removed;
   }
 

@@ -1,0 +1,327 @@
+import { NpucError } from '../errors.ts';
+import { rotaryTables } from '../import/huggingface/rope.ts';
+import type { DType, TypedArray } from '../ir/dtype.ts';
+import { type Encoding, integerRange, roundEven } from '../ir/encoding.ts';
+import { elementCount, type TensorData, toFloats } from '../ir/tensor.ts';
+import type { PortInfo, Runner } from './runner.ts';
+
+/** The value added to scores where a token must not look: small enough for 16-bit formats (facts qnn-htp 2, "Mask"). */
+export const MASK_VALUE = -50;
+
+/** What a host must know to feed one decoder: filled from a contract at compile time and stored in the manifest. */
+export interface DecoderProtocol {
+  readonly contract: string;
+  readonly layers: number;
+  readonly headDim: number;
+  readonly vocabSize: number;
+  readonly cache: number;
+  readonly rotary: 'in-graph' | 'half' | 'full';
+  /** Inverse rotary frequencies, headDim / 2 of them. */
+  readonly frequencies: readonly number[];
+  readonly names: {
+    readonly tokens: string;
+    readonly mask: string;
+    readonly positions?: string;
+    readonly cos?: string;
+    readonly sin?: string;
+    readonly logits: string;
+    readonly pastKey: readonly string[];
+    readonly pastValue: readonly string[];
+    readonly newKey: readonly string[];
+    readonly newValue: readonly string[];
+  };
+  readonly keyTimeAxis: number;
+  readonly valueTimeAxis: number;
+}
+
+/** Looks up embedding rows for contracts that take embeddings: ids -> f32 [ids.length, hidden]. */
+export type EmbeddingLookup = (ids: readonly number[]) => Float32Array;
+
+export interface DecoderSessionOptions {
+  readonly protocol: DecoderProtocol;
+  /** Graphs by their number of new tokens; 1 is the decode graph. */
+  readonly graphs: ReadonlyMap<number, Runner>;
+  readonly embedding?: EmbeddingLookup;
+  /** Encodings of ports that are integers at the boundary. */
+  readonly encodings?: ReadonlyMap<string, Encoding>;
+}
+
+/**
+ * Runs a decoder the way its runtime would: prefill in chunks, then token by token, the cache kept by the host in the
+ * contract's layout (valid past in slots 0..n-1, new tokens after the past slots). Integer ports are fed and read as
+ * integers; the caches are never converted.
+ */
+export class DecoderSession {
+  readonly protocol: DecoderProtocol;
+  readonly #graphs: ReadonlyMap<number, Runner>;
+  readonly #sizes: readonly number[];
+  readonly #embedding: EmbeddingLookup | undefined;
+  readonly #encodings: ReadonlyMap<string, Encoding>;
+  readonly #caches: Map<string, TensorData> = new Map();
+  #length = 0;
+
+  constructor(options: DecoderSessionOptions) {
+    this.protocol = options.protocol;
+    this.#graphs = options.graphs;
+    this.#sizes = [...options.graphs.keys()].sort((a, b) => b - a);
+    this.#embedding = options.embedding;
+    this.#encodings = options.encodings ?? new Map();
+    this.reset();
+  }
+
+  /** Tokens in the cache. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** How many more tokens the cache holds. */
+  get room(): number {
+    return this.protocol.cache - this.#length;
+  }
+
+  /** Empties the cache: zeros, or the integer that stands for zero. */
+  reset(): void {
+    this.#length = 0;
+    const { names } = this.protocol;
+    const runner = this.#graphs.values().next().value!;
+    [...names.pastKey, ...names.pastValue].forEach((name, index) => {
+      // The last layer of a prefill graph without logits has no past: ask every graph.
+      const port = this.#port(name, runner);
+      const axis = index < names.pastKey.length ? this.protocol.keyTimeAxis : this.protocol.valueTimeAxis;
+      const shape = port.shape.map((dim, i) => (i === axis ? this.protocol.cache : dim));
+      const data = zeros(port.dtype, elementCount(shape));
+      const zero = this.#encodings.get(name)?.zeroPoint?.[0] ?? 0;
+      if (zero !== 0) (data as Uint8Array).fill(zero);
+      this.#caches.set(name, { dtype: port.dtype, shape, data });
+    });
+  }
+
+  #port(name: string, preferred: Runner): PortInfo {
+    for (const runner of [preferred, ...this.#graphs.values()]) {
+      const port = runner.inputs.find((input) => input.name === name);
+      if (port) return port;
+    }
+    throw new NpucError('RT101', { message: `no graph has the input ${name}`, where: preferred.engine });
+  }
+
+  /**
+   * Feeds tokens and grows the cache.
+   * @param want `all` gives logits after every token, `last` after the last one only
+   * @param chunks sizes to cut the tokens into, for tests; by default the largest graphs first
+   * @returns logits rows, f32 [vocab] each
+   * @throws RT102 when the cache is full
+   */
+  async feed(
+    ids: readonly number[],
+    want: 'all' | 'last' = 'last',
+    chunks?: readonly number[],
+  ): Promise<Float32Array[]> {
+    const rows: Float32Array[] = [];
+    const plan = [...(chunks ?? [])];
+    for (let done = 0; done < ids.length; ) {
+      const left = ids.length - done;
+      const size = this.#pickGraph(Math.min(left, plan[0] ?? left), want);
+      const count = Math.min(size, plan.shift() ?? left, this.#countFor(size, left, want));
+      const last = done + count === ids.length;
+      const logits = await this.#run(
+        size,
+        ids.slice(done, done + count),
+        want === 'all' ? 'all' : last ? 'last' : 'none',
+      );
+      rows.push(...logits);
+      done += count;
+    }
+    return rows;
+  }
+
+  #givesLogits(size: number): boolean {
+    return this.#graphs.get(size)!.outputs.some((output) => output.name === this.protocol.names.logits);
+  }
+
+  #countFor(size: number, left: number, want: 'all' | 'last'): number {
+    // A prefill graph without logits must leave the last token to the decode graph.
+    return want === 'last' && size > 1 && !this.#givesLogits(size) ? Math.min(size, left - 1) : Math.min(size, left);
+  }
+
+  #pickGraph(left: number, want: 'all' | 'last'): number {
+    for (const size of this.#sizes) {
+      if (size > this.room || (want === 'all' && !this.#givesLogits(size))) continue;
+      if (size === 1 || this.#countFor(size, left, want) > 1) return size;
+    }
+    if (this.#graphs.size === 1 && this.#sizes[0]! <= this.room && this.#givesLogits(this.#sizes[0]!))
+      return this.#sizes[0]!;
+    throw new NpucError('RT102', {
+      message: `the cache of ${this.protocol.cache} tokens is full (${this.#length} in it)`,
+      hint: 'compile with a larger --cache, or give a shorter prompt',
+    });
+  }
+
+  async #run(size: number, ids: readonly number[], want: 'all' | 'last' | 'none'): Promise<Float32Array[]> {
+    const { protocol } = this;
+    const { names } = protocol;
+    const runner = this.#graphs.get(size)!;
+    const past = protocol.cache - size;
+    const feeds: Record<string, TensorData> = {};
+    const give = (name: string, shape: readonly number[], data: Float32Array): void => {
+      feeds[name] = this.#encode(name, shape, data);
+    };
+    const padded = Array.from({ length: size }, (_, i) => ids[i] ?? 0);
+    const positions = padded.map((_, i) => this.#length + i);
+    if (this.#embedding) {
+      const rows = this.#embedding(padded);
+      give(names.tokens, [1, size, rows.length / size], rows);
+    } else {
+      feeds[names.tokens] = { dtype: 'i32', shape: [1, size], data: Int32Array.from(padded) };
+    }
+    give(names.mask, [1, 1, size, protocol.cache], this.#mask(size, past));
+    if (protocol.rotary === 'in-graph') {
+      // Padding rows may lie past the table; their result is never used.
+      const held = positions.map((position) => Math.min(position, protocol.cache - 1));
+      feeds[names.positions!] = { dtype: 'i32', shape: [1, size], data: Int32Array.from(held) };
+    } else {
+      this.#giveRotary(give, size, positions);
+    }
+    for (const [list, axis] of [
+      [names.pastKey, protocol.keyTimeAxis],
+      [names.pastValue, protocol.valueTimeAxis],
+    ] as const) {
+      for (const name of list) {
+        if (runner.inputs.some((input) => input.name === name))
+          feeds[name] = firstSlots(this.#caches.get(name)!, axis, past);
+      }
+    }
+    const wanted = runner.outputs
+      .map((output) => output.name)
+      .filter((name) => want !== 'none' || name !== names.logits);
+    const results = await runner.run(feeds, wanted);
+    for (const [news, pasts, axis] of [
+      [names.newKey, names.pastKey, protocol.keyTimeAxis],
+      [names.newValue, names.pastValue, protocol.valueTimeAxis],
+    ] as const) {
+      news.forEach((name, layer) => {
+        copySlots(results[name]!, 0, this.#caches.get(pasts[layer]!)!, this.#length, ids.length, axis);
+      });
+    }
+    this.#length += ids.length;
+    if (want === 'none') return [];
+    const logits = this.#decode(names.logits, results[names.logits]!);
+    const vocab = protocol.vocabSize;
+    const first = want === 'all' ? 0 : ids.length - 1;
+    return Array.from({ length: ids.length - first }, (_, i) =>
+      logits.slice((first + i) * vocab, (first + i + 1) * vocab),
+    );
+  }
+
+  #mask(size: number, past: number): Float32Array {
+    const { cache } = this.protocol;
+    const mask = new Float32Array(size * cache).fill(MASK_VALUE);
+    for (let row = 0; row < size; row++) {
+      mask.fill(0, row * cache, row * cache + this.#length);
+      mask.fill(0, row * cache + past, row * cache + past + row + 1);
+    }
+    return mask;
+  }
+
+  #giveRotary(
+    give: (name: string, shape: readonly number[], data: Float32Array) => void,
+    size: number,
+    positions: readonly number[],
+  ): void {
+    const { names, headDim, rotary, frequencies } = this.protocol;
+    const half = headDim / 2;
+    const { cos, sin } = rotaryTables(Float64Array.from(frequencies), positions);
+    if (rotary === 'half') {
+      give(names.cos!, [1, 1, size, half], cos);
+      give(names.sin!, [1, 1, size, half], sin);
+      return;
+    }
+    const fullCos = new Float32Array(size * headDim);
+    const fullSin = new Float32Array(size * headDim);
+    for (let row = 0; row < size; row++) {
+      for (let i = 0; i < half; i++) {
+        fullCos[row * headDim + i] = fullCos[row * headDim + half + i] = cos[row * half + i]!;
+        // rot = concat(b, a): the first half of the sine carries the minus sign.
+        fullSin[row * headDim + i] = -sin[row * half + i]!;
+        fullSin[row * headDim + half + i] = sin[row * half + i]!;
+      }
+    }
+    give(names.cos!, [1, size, 1, headDim], fullCos);
+    give(names.sin!, [1, size, 1, headDim], fullSin);
+  }
+
+  #encode(name: string, shape: readonly number[], data: Float32Array): TensorData {
+    const encoding = this.#encodings.get(name);
+    if (!encoding) return { dtype: 'f32', shape, data };
+    return { dtype: encoding.dtype, shape, data: quantizeValues(data, encoding) };
+  }
+
+  #decode(name: string, tensor: TensorData): Float32Array {
+    const encoding = this.#encodings.get(name);
+    if (!encoding || tensor.dtype === 'f32') return toFloats(tensor);
+    const zero = encoding.zeroPoint?.[0] ?? 0;
+    const scale = encoding.scale[0]!;
+    return Float32Array.from(tensor.data as Uint16Array, (integer) => (integer - zero) * scale);
+  }
+
+  async close(): Promise<void> {
+    for (const runner of this.#graphs.values()) await runner.close();
+  }
+}
+
+/** Per-tensor quantization of real numbers, ties to even, clipped to the type. */
+export function quantizeValues(data: Float32Array, encoding: Encoding): TypedArray {
+  const [low, high] = integerRange(encoding.dtype);
+  const scale = encoding.scale[0]!;
+  const zero = encoding.zeroPoint?.[0] ?? 0;
+  const out = zeros(encoding.dtype, data.length) as Int16Array;
+  for (let i = 0; i < data.length; i++) {
+    out[i] = Math.min(high, Math.max(low, roundEven(Math.fround(data[i]! / scale)) + zero));
+  }
+  return out;
+}
+
+function zeros(dtype: DType, length: number): TypedArray {
+  switch (dtype) {
+    case 'u8':
+      return new Uint8Array(length);
+    case 'i8':
+      return new Int8Array(length);
+    case 'u16':
+    case 'f16':
+      return new Uint16Array(length);
+    case 'i16':
+      return new Int16Array(length);
+    case 'i32':
+      return new Int32Array(length);
+    default:
+      return new Float32Array(length);
+  }
+}
+
+/** The first `count` slots of a cache along its time axis. */
+function firstSlots(cache: TensorData, axis: number, count: number): TensorData {
+  const shape = cache.shape.map((dim, i) => (i === axis ? count : dim));
+  const out: TensorData = { dtype: cache.dtype, shape, data: zeros(cache.dtype, elementCount(shape)) };
+  copySlots(cache, 0, out, 0, count, axis);
+  return out;
+}
+
+/** Copies `count` slots along the time axis from one tensor into another of the same layout. */
+function copySlots(
+  from: TensorData,
+  fromSlot: number,
+  to: TensorData,
+  toSlot: number,
+  count: number,
+  axis: number,
+): void {
+  const inner = elementCount(from.shape.slice(axis + 1));
+  const outer = elementCount(from.shape.slice(0, axis));
+  const [fromTime, toTime] = [from.shape[axis]!, to.shape[axis]!];
+  const source = from.data as Float32Array;
+  const target = to.data as Float32Array;
+  for (let o = 0; o < outer; o++) {
+    const start = (o * fromTime + fromSlot) * inner;
+    target.set(source.subarray(start, start + count * inner), (o * toTime + toSlot) * inner);
+  }
+}

@@ -33,6 +33,17 @@ export type Attribute =
   /** An AttributeProto kept byte for byte: sparse tensors, type lists, references to a function's attribute. */
   | { readonly kind: 'raw'; readonly value: Uint8Array };
 
+/**
+ * What a source format says beyond the IR's own fields. It is carried through rewrites that keep the object, is written
+ * back by the same format, and means nothing to passes.
+ */
+export interface Extras {
+  readonly doc?: string;
+  readonly metadata?: ReadonlyMap<string, string>;
+  /** Fields that the IR has no place for, as protobuf bytes of the ONNX message they stood in. */
+  readonly unknown?: Uint8Array;
+}
+
 /** One input slot of one node that reads a value. */
 export interface Use {
   readonly node: Node;
@@ -48,6 +59,9 @@ export class Value {
   readonly uses: Set<Use> = new Set();
   data: Tensor | undefined;
   encoding: Encoding | undefined;
+  /** Integers chosen for this constant: its shape, the encoding's dtype. Without them rounding to nearest makes them. */
+  payload: Tensor | undefined;
+  extras: Extras | undefined;
 
   constructor(name: string, type?: ValueType, data?: Tensor) {
     this.name = name;
@@ -89,6 +103,7 @@ export interface NodeInit {
   from?: Iterable<string>;
   /** An overload of a local function (IR version 10). */
   overload?: string;
+  extras?: Extras | undefined;
 }
 
 /** An operation. Inputs may be absent (undefined), as ONNX's empty names. */
@@ -103,6 +118,7 @@ export class Node {
   /** Names of the user's own nodes that this node came from, in order, each once. */
   from: readonly string[];
   graph: Graph | undefined;
+  extras: Extras | undefined;
   readonly #inputs: (Value | undefined)[];
 
   constructor(init: NodeInit) {
@@ -114,6 +130,7 @@ export class Node {
     this.attributes =
       init.attributes instanceof Map ? new Map(init.attributes) : new Map(Object.entries(init.attributes ?? {}));
     this.from = [...new Set(init.from ?? [])];
+    this.extras = init.extras;
     this.#inputs = new Array(init.inputs.length).fill(undefined);
     init.inputs.forEach((value, index) => this.setInput(index, value));
     for (const value of this.outputs) if (value) value.producer = this;
@@ -213,6 +230,8 @@ export class Graph {
   readonly properties: Map<string, number> = new Map();
   doc = '';
   readonly metadata: Map<string, string> = new Map();
+  /** ONNX fields of the graph that have no place here (quantization annotations). */
+  unknown: Uint8Array | undefined;
   readonly #names: Map<string, Value> = new Map();
   #counter = 0;
 
@@ -457,6 +476,8 @@ export class Module {
   producerName = '';
   producerVersion = '';
   doc = '';
+  /** ONNX fields of the model that have no place here (domain, model version, training, device configurations). */
+  unknown: Uint8Array | undefined;
 
   /** The graph of a name. @throws XX001 */
   graph(name?: string): Graph {

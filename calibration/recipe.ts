@@ -1,0 +1,137 @@
+import { NpucError } from '../compiler/errors.ts';
+import type { Encoding } from '../compiler/ir/encoding.ts';
+
+export const SCHEMES = ['w4a16', 'w8a16', 'w8a8', 'fp16'] as const;
+export type Scheme = (typeof SCHEMES)[number];
+
+/** How the weights of a linear layer are written. `block` 0 is one scale per output channel. */
+export interface WeightForm {
+  readonly bits: 4 | 8;
+  readonly block: 0 | 16 | 32 | 64;
+}
+
+/** A choice for the values or weights whose name, or whose source node's name, matches a regular expression. */
+export interface Override {
+  readonly match: string;
+  readonly weight?: WeightForm;
+  readonly activation?: 8 | 16;
+}
+
+/** What quantization is asked for. A plan says what it became. */
+export interface Recipe {
+  readonly scheme: Scheme;
+  readonly weight: WeightForm;
+  readonly activation: 8 | 16;
+  /** Bits of the key/value cache. */
+  readonly cache: 8 | 16;
+  readonly head: WeightForm;
+  readonly range: 'min-max' | 'percentile' | 'histogram-mse';
+  /** Share of the distribution's tail that `percentile` may cut on each side. */
+  readonly percentile: number;
+  /** SmoothQuant-style migration: exponent of the activation maximum, 0 for none, `search` to measure. */
+  readonly migration: number | 'search';
+  /** Automatic promotion to 16 bits below this typical SQNR in dB at 8 bits. */
+  readonly promoteBelow: number;
+  readonly overrides: readonly Override[];
+}
+
+export interface RecipeOptions {
+  readonly block?: number;
+  readonly cache?: 8 | 16;
+  readonly range?: Recipe['range'];
+  readonly overrides?: readonly Override[];
+}
+
+/**
+ * The default recipe of a scheme. w4a16 uses LPBQ blocks of 64 unless told otherwise; head and embedding stay at 8 bits
+ * (facts accuracy: per-channel int4 without error compensation is not usable on real checkpoints).
+ * @throws QT101 unknown scheme or block
+ */
+export function makeRecipe(scheme: string, options: RecipeOptions = {}): Recipe {
+  if (!SCHEMES.includes(scheme as Scheme)) {
+    throw new NpucError('QT101', { message: `unknown scheme ${scheme}`, hint: `one of ${SCHEMES.join(', ')}` });
+  }
+  const block = options.block ?? (scheme === 'w4a16' ? 64 : 0);
+  if (![0, 16, 32, 64].includes(block)) {
+    throw new NpucError('QT101', {
+      message: `block size ${block} is not supported`,
+      hint: '0 (per channel), 16, 32 or 64',
+    });
+  }
+  for (const override of options.overrides ?? []) compileMatch(override.match);
+  const narrow = scheme === 'w8a8';
+  return {
+    scheme: scheme as Scheme,
+    weight: { bits: scheme === 'w4a16' ? 4 : 8, block: scheme === 'w4a16' ? (block as WeightForm['block']) : 0 },
+    activation: narrow ? 8 : 16,
+    cache: options.cache ?? 8,
+    head: { bits: 8, block: 0 },
+    range: options.range ?? (narrow ? 'histogram-mse' : 'min-max'),
+    percentile: 1e-5,
+    migration: narrow ? 0.5 : scheme === 'w4a16' ? 'search' : 0,
+    promoteBelow: 18,
+    overrides: options.overrides ?? [],
+  };
+}
+
+/** @throws QT102 when the expression is not valid */
+export function compileMatch(match: string): RegExp {
+  try {
+    return new RegExp(match);
+  } catch (cause) {
+    throw new NpucError('QT102', {
+      message: `override ${match} is not a regular expression: ${(cause as Error).message}`,
+      cause,
+    });
+  }
+}
+
+type ActivationType = 'u8' | 'u16' | 'i8' | 'i16';
+
+/** The integer formats of one target family (facts qnn-htp 2, litert 2). */
+export interface NumberFormat {
+  readonly name: 'htp' | 'litert';
+  readonly activation: Readonly<Record<8 | 16, { readonly dtype: ActivationType; readonly symmetric: boolean }>>;
+  /** Caches are symmetric: their zero is the type's middle. */
+  readonly cache: Readonly<Record<8 | 16, ActivationType>>;
+  /** Whether a product may read a cache of another width than its other operand. */
+  readonly mixedProducts: boolean;
+  /** Output encodings that the target's kernels fix, by op and bits. */
+  readonly fixed: Readonly<Record<string, Readonly<Record<8 | 16, Encoding>>>>;
+  /** Integer embedding tables: one scale per row, or one scale for all in the activation's type. */
+  readonly table: 'row' | 'tensor';
+}
+
+const unit = (dtype: ActivationType, scale: number, zero = 0): Encoding => ({
+  dtype,
+  scale: Float32Array.of(scale),
+  zeroPoint: Int32Array.of(zero),
+});
+
+/** Qualcomm HTP: unsigned affine activations; u16 x s16 products are exact, u16 x u16 silently becomes u8. */
+export const htpFormat: NumberFormat = {
+  name: 'htp',
+  activation: { 8: { dtype: 'u8', symmetric: false }, 16: { dtype: 'u16', symmetric: false } },
+  cache: { 8: 'u8', 16: 'i16' },
+  mixedProducts: true,
+  fixed: {
+    Softmax: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65535) },
+    Sigmoid: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65535) },
+  },
+  table: 'tensor',
+};
+
+/** LiteRT: signed activations, 16 bits symmetric; softmax and logistic scales are fixed by the kernels. */
+export const litertFormat: NumberFormat = {
+  name: 'litert',
+  activation: { 8: { dtype: 'i8', symmetric: false }, 16: { dtype: 'i16', symmetric: true } },
+  cache: { 8: 'i8', 16: 'i16' },
+  mixedProducts: false,
+  fixed: {
+    Softmax: { 8: unit('i8', 1 / 256, -128), 16: unit('i16', 1 / 32768) },
+    Sigmoid: { 8: unit('i8', 1 / 256, -128), 16: unit('i16', 1 / 32768) },
+    Tanh: { 8: unit('i8', 1 / 128), 16: unit('i16', 1 / 32768) },
+    LpNormalization: { 8: unit('i8', 1 / 128), 16: unit('i16', 1 / 32768) },
+  },
+  table: 'row',
+};

@@ -1,0 +1,213 @@
+import { cloneModule } from '../compiler/ir/clone.ts';
+import { type Graph, intAttribute, type Module, tensorType, type Value } from '../compiler/ir/graph.ts';
+import { Tensor, type TensorData, toFloats } from '../compiler/ir/tensor.ts';
+import type { Runner, Tensors } from '../compiler/runtime/runner.ts';
+
+/** What was seen of one value over the calibration text. */
+export interface ValueStatistics {
+  min: number;
+  max: number;
+  /** Median over rows (the last axis) of the row's root mean square: the size of a typical row, outliers aside. */
+  typical: number;
+  /** Per index of the last axis; only for values that were asked for. */
+  channels?: ChannelStatistics;
+  /** 2,048 equal bins over min..max; only for values that were asked for, in the second pass. */
+  histogram?: Float64Array;
+}
+
+export interface ChannelStatistics {
+  readonly min: Float32Array;
+  readonly max: Float32Array;
+  readonly meanSquare: Float64Array;
+}
+
+export type Statistics = ReadonlyMap<string, ValueStatistics>;
+
+/** Ops whose output holds only elements of their data input: its range is known without looking. */
+const MOVEMENT = new Set([
+  'Reshape',
+  'Transpose',
+  'Split',
+  'Slice',
+  'Squeeze',
+  'Unsqueeze',
+  'Flatten',
+  'Identity',
+  'Expand',
+]);
+
+/** The value whose elements `value` consists of, following data movement back. */
+export function movementRoot(value: Value): Value {
+  let root = value;
+  while (root.producer && MOVEMENT.has(root.producer.op) && root.producer.inputs[0]) root = root.producer.inputs[0];
+  return root;
+}
+
+/** Values that calibration looks at: floating, computed or fed, not mere rearrangements of another. */
+export function observedValues(graph: Graph): Value[] {
+  const computed = graph.nodes.flatMap((node) => node.outputs.filter((value): value is Value => value !== undefined));
+  return [...graph.inputs, ...computed].filter(
+    (value) => value.type?.kind === 'tensor' && value.type.dtype === 'f32' && movementRoot(value) === value,
+  );
+}
+
+const suffix = {
+  min: '#min',
+  max: '#max',
+  rows: '#rows',
+  channelMin: '#cmin',
+  channelMax: '#cmax',
+  channelSquares: '#csq',
+};
+
+/**
+ * A copy of the module whose graph also gives reductions of the observed values: fetching whole activations through a
+ * runtime's binding costs more than running the model (facts performance 4), so the graph itself reduces them.
+ */
+export function instrumentModule(module: Module, channelValues: ReadonlySet<string>): Module {
+  const copy = cloneModule(module);
+  const graph = copy.graph();
+  const axesOf = (name: string, axes: readonly number[]): Value =>
+    graph.find(name) ?? graph.addConstant(name, Tensor.of('i64', [axes.length], axes));
+  const reduce = (
+    op: string,
+    input: Value,
+    name: string,
+    axes: Value | undefined,
+    shape: readonly number[] | undefined,
+  ): void => {
+    const output = graph.emit(op, axes ? [input, axes] : [input], {
+      name,
+      type: tensorType('f32', shape),
+      attributes: { keepdims: intAttribute(0) },
+    });
+    graph.outputs.push(output);
+  };
+  for (const value of observedValues(graph)) {
+    reduce('ReduceMin', value, value.name + suffix.min, undefined, []);
+    reduce('ReduceMax', value, value.name + suffix.max, undefined, []);
+    const rank = value.shape.length;
+    if (rank === 0) continue;
+    reduce('ReduceSumSquare', value, value.name + suffix.rows, axesOf('stat.last', [-1]), undefined);
+    if (!channelValues.has(value.name)) continue;
+    const leading = axesOf(
+      `stat.leading_${rank}`,
+      Array.from({ length: rank - 1 }, (_, i) => i),
+    );
+    reduce('ReduceMin', value, value.name + suffix.channelMin, leading, undefined);
+    reduce('ReduceMax', value, value.name + suffix.channelMax, leading, undefined);
+    reduce('ReduceSumSquare', value, value.name + suffix.channelSquares, leading, undefined);
+  }
+  return copy;
+}
+
+/** Runs an instrumented graph and keeps what its reductions say; everything else passes through unchanged. */
+export class ObservingRunner implements Runner {
+  readonly engine: string;
+  readonly inputs: Runner['inputs'];
+  readonly outputs: Runner['outputs'];
+  readonly #inner: Runner;
+  readonly #taps: string[];
+  readonly #seen: Map<string, Accumulator> = new Map();
+
+  constructor(inner: Runner) {
+    this.#inner = inner;
+    this.engine = inner.engine;
+    this.inputs = inner.inputs;
+    this.outputs = inner.outputs.filter((output) => !output.name.includes('#'));
+    this.#taps = inner.outputs.filter((output) => output.name.includes('#')).map((output) => output.name);
+  }
+
+  async run(feeds: Tensors, outputs?: readonly string[]): Promise<Record<string, TensorData>> {
+    const results = await this.#inner.run(feeds, [
+      ...(outputs ?? this.outputs.map((output) => output.name)),
+      ...this.#taps,
+    ]);
+    for (const tap of this.#taps) {
+      const cut = tap.lastIndexOf('#');
+      const name = tap.slice(0, cut);
+      let accumulator = this.#seen.get(name);
+      if (!accumulator) {
+        accumulator = new Accumulator();
+        this.#seen.set(name, accumulator);
+      }
+      accumulator.add(tap.slice(cut), toFloats(results[tap]!));
+      delete results[tap];
+    }
+    return results;
+  }
+
+  /** Statistics of everything seen so far; `widths` gives the length of each value's last axis. */
+  statistics(widths: ReadonlyMap<string, number>): Map<string, ValueStatistics> {
+    return new Map([...this.#seen].map(([name, accumulator]) => [name, accumulator.finish(widths.get(name) ?? 1)]));
+  }
+
+  async close(): Promise<void> {
+    await this.#inner.close();
+  }
+}
+
+class Accumulator {
+  #min = Number.POSITIVE_INFINITY;
+  #max = Number.NEGATIVE_INFINITY;
+  readonly #rowSquares: Float32Array[] = [];
+  #rows = 0;
+  #channelMin: Float32Array | undefined;
+  #channelMax: Float32Array | undefined;
+  #channelSquares: Float64Array | undefined;
+
+  add(kind: string, data: Float32Array): void {
+    switch (kind) {
+      case suffix.min:
+        this.#min = Math.min(this.#min, data[0]!);
+        break;
+      case suffix.max:
+        this.#max = Math.max(this.#max, data[0]!);
+        break;
+      case suffix.rows:
+        this.#rowSquares.push(data.slice());
+        this.#rows += data.length;
+        break;
+      case suffix.channelMin:
+        this.#channelMin ??= new Float32Array(data.length).fill(Number.POSITIVE_INFINITY);
+        for (let i = 0; i < data.length; i++) this.#channelMin[i] = Math.min(this.#channelMin[i]!, data[i]!);
+        break;
+      case suffix.channelMax:
+        this.#channelMax ??= new Float32Array(data.length).fill(Number.NEGATIVE_INFINITY);
+        for (let i = 0; i < data.length; i++) this.#channelMax[i] = Math.max(this.#channelMax[i]!, data[i]!);
+        break;
+      case suffix.channelSquares:
+        this.#channelSquares ??= new Float64Array(data.length);
+        for (let i = 0; i < data.length; i++) this.#channelSquares[i] = this.#channelSquares[i]! + data[i]!;
+        break;
+    }
+  }
+
+  finish(width: number): ValueStatistics {
+    const squares = new Float32Array(this.#rows);
+    let at = 0;
+    for (const part of this.#rowSquares) {
+      squares.set(part, at);
+      at += part.length;
+    }
+    squares.sort();
+    const typical = this.#rows === 0 ? 0 : Math.sqrt(squares[this.#rows >> 1]! / width);
+    const statistics: ValueStatistics = { min: this.#min, max: this.#max, typical };
+    if (this.#channelMin && this.#channelMax && this.#channelSquares) {
+      const rows = Math.max(1, this.#rows);
+      statistics.channels = {
+        min: this.#channelMin,
+        max: this.#channelMax,
+        meanSquare: this.#channelSquares.map((sum) => sum / rows),
+      };
+    }
+    return statistics;
+  }
+}
+
+/** The length of the last axis of every observed value. */
+export function lastAxisWidths(graph: Graph): Map<string, number> {
+  return new Map(
+    observedValues(graph).map((value) => [value.name, value.shape.length === 0 ? 1 : Number(value.shape.at(-1))]),
+  );
+}

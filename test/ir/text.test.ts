@@ -141,7 +141,7 @@ describe('text form', () => {
     ['npuir 1\ngraph @g\n  in %x q(u8, zero 1)\n', 'IR101', 'case.ir:3:10', 'needs a type and a scale'],
     ['npuir 1\ngraph @g\n  in %x\n  %y = Op(%x) {a [1, "s"]}\n', 'IR101', 'case.ir:4:18', 'items of one kind'],
     ['npuir 1\ngraph @g\n  in %x\n  %y = Op(%x) {a "no end}\n', 'IR101', 'case.ir:4:18', 'no end on its line'],
-    ['npuir 1\ngraph @g\n  in %x : f32[1\n', 'IR101', 'case.ir:3:16', 'expected ","'],
+    ['npuir 1\ngraph @g\n  in %x : f32[1\n', 'IR101', 'case.ir:3:16', 'a dimension has no end'],
     ['npuir 1\ngraph @g\n  in %x ~\n', 'IR101', 'case.ir:3:9', 'unexpected character "~"'],
     ['npuir 1\ngraph @g\n  in %x extra\n', 'IR101', 'case.ir:3:9', 'unexpected extra'],
     ['npuir 1\nfunction d::F\n  graph @b\n', 'IR101', 'case.ir:4:1', 'expected "end", found the end of the text'],

@@ -90,7 +90,7 @@ type ActivationType = 'u8' | 'u16' | 'i8' | 'i16';
 
 /** The integer formats of one target family (facts qnn-htp 2, litert 2). */
 export interface NumberFormat {
-  readonly name: 'htp' | 'litert';
+  readonly name: 'onnx' | 'htp' | 'litert';
   readonly activation: Readonly<Record<8 | 16, { readonly dtype: ActivationType; readonly symmetric: boolean }>>;
   /** Caches are symmetric: their zero is the type's middle. */
   readonly cache: Readonly<Record<8 | 16, ActivationType>>;
@@ -100,6 +100,10 @@ export interface NumberFormat {
   readonly fixed: Readonly<Record<string, Readonly<Record<8 | 16, Encoding>>>>;
   /** Integer embedding tables: one scale per row, or one scale for all in the activation's type. */
   readonly table: 'row' | 'tensor';
+  /** How blocks of weights are written; `none`: the target has no block form and takes one scale per channel. */
+  readonly blocks: 'lpbq' | 'none';
+  /** Ops whose constant operands stay float because the target computes them from floats. */
+  readonly floatConstants: ReadonlySet<string>;
 }
 
 const unit = (dtype: ActivationType, scale: number, zero = 0): Encoding => ({
@@ -119,6 +123,8 @@ export const htpFormat: NumberFormat = {
     Sigmoid: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65535) },
   },
   table: 'tensor',
+  blocks: 'lpbq',
+  floatConstants: new Set(),
 };
 
 /** LiteRT: signed activations, 16 bits symmetric; softmax and logistic scales are fixed by the kernels. */
@@ -134,4 +140,9 @@ export const litertFormat: NumberFormat = {
     LpNormalization: { 8: unit('i8', 1 / 128), 16: unit('i16', 1 / 32768) },
   },
   table: 'row',
+  blocks: 'none',
+  floatConstants: new Set(['RMSNormalization', 'LayerNormalization']),
 };
+
+/** ONNX Runtime's QDQ: HTP's activation formats, embedding tables by row. */
+export const onnxFormat: NumberFormat = { ...htpFormat, name: 'onnx', table: 'row' };

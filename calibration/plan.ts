@@ -1,0 +1,232 @@
+import { NpucError } from '../compiler/errors.ts';
+import { affineEncoding, type Encoding, symmetricEncoding } from '../compiler/ir/encoding.ts';
+import type { Graph, Node, Use, Value } from '../compiler/ir/graph.ts';
+import { insertCacheConversions, insertConversion } from '../passes/insert-conversions.ts';
+import { type Bits, computes, isReal, type PrecisionPlan, planPrecision, type ValueGroup } from './precision.ts';
+import { chooseRange } from './range.ts';
+import { compileMatch, type NumberFormat, type Recipe, type WeightForm } from './recipe.ts';
+import { movementRoot, type Statistics } from './statistics.ts';
+
+/** A weight that the plan wants quantized, and by which of its inputs' channels its error counts. */
+export interface WeightPlan {
+  readonly name: string;
+  readonly form: WeightForm;
+  /** The value whose last axis are this weight's input channels. */
+  readonly input: string;
+  readonly why: string;
+}
+
+/** Decisions by value name: they hold for every graph (prefill, decode, any shape) of one checkpoint and target. */
+export interface Plan {
+  readonly activations: ReadonlyMap<string, { readonly encoding: Encoding; readonly why: string }>;
+  readonly weights: ReadonlyMap<string, WeightPlan>;
+  /** Embedding tables with a scale per row. */
+  readonly tables: ReadonlySet<string>;
+  readonly remarks: readonly string[];
+}
+
+/**
+ * Inserts the requantizations that the recipe calls for; do it to every graph before planning or applying.
+ * Deterministic in names, so that one plan serves all graphs.
+ */
+export function prepareGraph(
+  graph: Graph,
+  opset: number,
+  recipe: Recipe,
+  format: NumberFormat,
+  statistics: Statistics,
+): void {
+  if (recipe.scheme === 'fp16') return;
+  const activation = format.activation[recipe.activation];
+  if (format.cache[recipe.cache] !== activation.dtype) insertCacheConversions(graph);
+  const precision = planPrecision(graph, opset, recipe, format, statistics);
+  for (const value of [...graph.values]) {
+    const group = precision.groups.get(value);
+    if (!group || value.data) continue;
+    const wrong = new Map<Bits, Use[]>();
+    for (const use of value.uses) {
+      const bits = precision.nodes.get(use.node);
+      if (bits === undefined || use.node.op === 'Identity' || bits === group.bits) continue;
+      if (group.cache && format.mixedProducts && use.node.op === 'MatMul' && use.index === 1) continue;
+      wrong.set(bits, [...(wrong.get(bits) ?? []), use]);
+    }
+    for (const [bits, uses] of wrong) insertConversion(graph, value, `as${bits}`, uses);
+  }
+}
+
+/**
+ * Makes the plan from a prepared graph that has every value (the decode graph).
+ * @throws QT103 when a value was never seen in calibration
+ */
+export function planQuantization(
+  graph: Graph,
+  opset: number,
+  recipe: Recipe,
+  format: NumberFormat,
+  statistics: Statistics,
+): Plan {
+  const activations = new Map<string, { encoding: Encoding; why: string }>();
+  const weights = new Map<string, WeightPlan>();
+  const tables = new Set<string>();
+  if (recipe.scheme === 'fp16') return { activations, weights, tables, remarks: [] };
+  const precision = planPrecision(graph, opset, recipe, format, statistics);
+  const remarks = [...precision.remarks];
+  planWeights(graph, recipe, format, weights, tables, remarks);
+  for (const group of new Set(precision.groups.values())) {
+    const values = group.values.filter((value) => !weights.has(value.name) && !tables.has(value.name));
+    const computed = values.filter((value) => value.data === undefined);
+    if (computed.length > 0) {
+      const encoding = encodeGroup({ ...group, values }, precision, recipe, format, statistics);
+      for (const value of computed) activations.set(value.name, { encoding, why: group.why });
+      for (const value of values) if (value.data) activations.set(value.name, { encoding, why: group.why });
+      continue;
+    }
+    for (const value of values) planConstant(value, precision, format, activations);
+  }
+  return { activations, weights, tables, remarks };
+}
+
+function planWeights(
+  graph: Graph,
+  recipe: Recipe,
+  format: NumberFormat,
+  weights: Map<string, WeightPlan>,
+  tables: Set<string>,
+  remarks: string[],
+): void {
+  const overrides = recipe.overrides
+    .filter((override) => override.weight)
+    .map((override) => ({ ...override, expression: compileMatch(override.match) }));
+  for (const node of graph.nodes) {
+    const weight = node.inputs[1];
+    if (node.op === 'Gather' && node.inputs[0]?.data && format.table === 'row' && node.input(0).shape.length === 2) {
+      tables.add(node.input(0).name);
+    }
+    if (node.op !== 'MatMul' || !weight?.data || weight.shape.length !== 2) continue;
+    const head = graph.isOutput(node.output()) && node.output().name === 'logits';
+    let form = head ? recipe.head : recipe.weight;
+    let why = head ? 'language model head' : `scheme ${recipe.scheme}`;
+    const override = overrides.find(
+      ({ expression }) => expression.test(weight.name) || node.from.some((name) => expression.test(name)),
+    );
+    if (override) {
+      form = override.weight!;
+      why = `override ${override.match}`;
+    }
+    const inputs = weight.dims[0]!;
+    if (form.block > 0 && format.blocks === 'none') {
+      form = { bits: form.bits, block: 0 };
+      why += ', per channel: the target has no block form';
+    } else if (form.block > 0 && inputs % form.block !== 0) {
+      if (override) {
+        throw new NpucError('QT104', {
+          message: `blocks of ${form.block} do not divide the ${inputs} input channels of ${weight.name}`,
+          where: node.from[0] ?? node.name,
+          hint: 'choose a block that divides them, or drop the override to get 8 bits per channel',
+        });
+      }
+      remarks.push(
+        `${weight.name}: 8 bits per channel, blocks of ${form.block} do not divide ${inputs} input channels`,
+      );
+      form = { bits: 8, block: 0 };
+    }
+    weights.set(weight.name, { name: weight.name, form, input: movementRoot(node.input(0)).name, why });
+  }
+}
+
+function encodeGroup(
+  group: ValueGroup,
+  precision: PrecisionPlan,
+  recipe: Recipe,
+  format: NumberFormat,
+  statistics: Statistics,
+): Encoding {
+  const producers = group.values
+    .map((value) => value.producer)
+    .filter((node): node is Node => node !== undefined && precision.nodes.has(node));
+  const fixed =
+    producers.length > 0 && producers.every((node) => format.fixed[node.op])
+      ? format.fixed[producers[0]!.op]![group.bits]
+      : undefined;
+  if (fixed && !group.cache) return fixed;
+  let min = Number.POSITIVE_INFINITY;
+  let max = Number.NEGATIVE_INFINITY;
+  for (const value of group.values) {
+    const range = rangeOf(value, recipe, group.bits, statistics);
+    if (!range) continue;
+    min = Math.min(min, range.min);
+    max = Math.max(max, range.max);
+  }
+  if (min > max) {
+    throw new NpucError('QT103', {
+      message: `${group.values[0]!.name} was never seen in calibration`,
+      where: group.values[0]!.name,
+      exitCode: 70,
+    });
+  }
+  if (group.cache) return symmetricEncoding(format.cache[group.bits], Math.max(-min, max));
+  const { dtype, symmetric } = format.activation[group.bits];
+  return symmetric ? symmetricEncoding(dtype, Math.max(-min, max)) : affineEncoding(dtype, min, max);
+}
+
+function rangeOf(
+  value: Value,
+  recipe: Recipe,
+  bits: Bits,
+  statistics: Statistics,
+): { min: number; max: number } | undefined {
+  if (value.data) return rangeOfConstant(value);
+  const root = movementRoot(value);
+  const seen = statistics.get(root.name) ?? statistics.get(root.name.replace(/\.(wide|as8|as16)$/, ''));
+  return seen && chooseRange(seen, recipe, bits);
+}
+
+function rangeOfConstant(value: Value): { min: number; max: number } {
+  let min = 0;
+  let max = 0;
+  for (const element of value.data!.toFloats()) {
+    if (element < min) min = element;
+    if (element > max) max = element;
+  }
+  return { min, max };
+}
+
+/** Constants that are operands of computing ops (norm weights, biases): the reader's width, one scale. */
+function planConstant(
+  value: Value,
+  precision: PrecisionPlan,
+  format: NumberFormat,
+  activations: Map<string, { encoding: Encoding; why: string }>,
+): void {
+  const readers = value.consumers.filter((node) => precision.nodes.has(node));
+  if (readers.length === 0 || readers.every((node) => format.floatConstants.has(node.op))) return;
+  const bits = readers.reduce<Bits>((most, node) => (precision.nodes.get(node)! > most ? 16 : most), 8);
+  const { min, max } = rangeOfConstant(value);
+  const { dtype, symmetric } = format.activation[bits];
+  const encoding = symmetric ? symmetricEncoding(dtype, Math.max(-min, max)) : affineEncoding(dtype, min, max);
+  activations.set(value.name, { encoding, why: 'constant operand' });
+}
+
+/**
+ * Writes the plan's encodings into a prepared graph.
+ * @param weightEncodings chosen scales by weight name (calibration/weights.ts)
+ * @throws QT103 when a computed value of this graph is not in the plan
+ */
+export function applyPlan(
+  graph: Graph,
+  opset: number,
+  plan: Plan,
+  weightEncodings: ReadonlyMap<string, Encoding>,
+): void {
+  for (const value of graph.values) {
+    const encoding = weightEncodings.get(value.name) ?? plan.activations.get(value.name)?.encoding;
+    if (encoding) value.encoding = encoding;
+    else if (isReal(value) && value.producer && computes(value.producer, opset)) {
+      throw new NpucError('QT103', {
+        message: `${value.name} is not in the quantization plan`,
+        where: value.name,
+        exitCode: 70,
+      });
+    }
+  }
+}

@@ -1,0 +1,161 @@
+import type { Graph, Node, Value } from '../compiler/ir/graph.ts';
+import { findOp } from '../compiler/ops/index.ts';
+import { compileMatch, type NumberFormat, type Recipe } from './recipe.ts';
+import type { Statistics } from './statistics.ts';
+
+export type Bits = 8 | 16;
+
+/** Values that must share one encoding because ops only move their elements, and the group's width. */
+export interface ValueGroup {
+  readonly values: Value[];
+  bits: Bits;
+  /** Set for the key/value caches. */
+  cache: boolean;
+  why: string;
+}
+
+export interface PrecisionPlan {
+  readonly groups: ReadonlyMap<Value, ValueGroup>;
+  readonly nodes: ReadonlyMap<Node, Bits>;
+  readonly remarks: readonly string[];
+}
+
+/** Whether quantization concerns the value: floating, and of this graph. */
+export function isReal(value: Value | undefined): value is Value {
+  return value?.type?.kind === 'tensor' && (value.type.dtype === 'f32' || value.type.dtype === 'f16');
+}
+
+function ruleOf(node: Node, opset: number): string | { readonly fixed: readonly [number, number] } {
+  return findOp(node.domain, node.op, opset)?.quantization ?? 'never';
+}
+
+/** Whether a node only moves elements, so that its data inputs and outputs share one encoding. */
+export function movesData(node: Node, opset: number): boolean {
+  return ruleOf(node, opset) === 'passthrough' && node.op !== 'Identity';
+}
+
+/** Whether a node computes on real numbers and takes part in quantization. */
+export function computes(node: Node, opset: number): boolean {
+  const rule = ruleOf(node, opset);
+  return rule !== 'never' && rule !== 'passthrough' && node.outputs.some(isReal);
+}
+
+/** Inputs whose elements a movement op hands on: all real ones, only the first for lookups. */
+function movedInputs(node: Node): Value[] {
+  const inputs =
+    node.op === 'Gather' || node.op === 'Slice' || node.op === 'Pad' ? node.inputs.slice(0, 1) : node.inputs;
+  return inputs.filter(isReal);
+}
+
+/**
+ * Chooses 8 or 16 bits for every computing node and for every group of values: the recipe's width, overrides by regular
+ * expression, and automatic promotion of nodes whose output would drown at 8 bits. A value's typical row (median of row
+ * RMS) against the noise of 255 steps over its whole range tells: one channel above 1,000 on a few tokens costs every
+ * other token its signal (facts accuracy, "What it says").
+ */
+export function planPrecision(
+  graph: Graph,
+  opset: number,
+  recipe: Recipe,
+  format: NumberFormat,
+  statistics: Statistics,
+): PrecisionPlan {
+  const groups = groupValues(graph, opset);
+  const remarks: string[] = [];
+  const caches = new Set([...graph.states.values()].flatMap((port) => [port.input, port.output]));
+  for (const cache of caches) {
+    const group = groups.get(cache);
+    if (group) group.cache = true;
+  }
+  const overrides = recipe.overrides
+    .filter((override) => override.activation)
+    .map((override) => ({ ...override, expression: compileMatch(override.match) }));
+  const nodes = new Map<Node, Bits>();
+  for (const node of graph.nodes) {
+    if (!computes(node, opset)) continue;
+    let bits: Bits = recipe.activation;
+    let why = `scheme ${recipe.scheme}`;
+    const reason = recipe.activation === 8 ? promotionReason(node, recipe, statistics) : undefined;
+    if (reason) {
+      bits = 16;
+      why = reason;
+      remarks.push(`${node.output().name}: 16 bits, ${reason}`);
+    }
+    const override = overrides.find(
+      ({ expression }) => expression.test(node.output().name) || node.from.some((name) => expression.test(name)),
+    );
+    if (override) {
+      bits = override.activation!;
+      why = `override ${override.match}`;
+    }
+    nodes.set(node, bits);
+    for (const output of node.outputs) {
+      const group = output && groups.get(output);
+      if (!group || group.cache || (group.why !== '' && bits <= group.bits)) continue;
+      group.bits = bits;
+      group.why = why;
+    }
+  }
+  for (const group of new Set(groups.values())) {
+    if (group.cache) {
+      group.bits = recipe.cache;
+      group.why = `key/value cache, ${format.cache[recipe.cache]}`;
+    } else if (group.why === '') {
+      const readers = group.values.flatMap((value) => [...value.uses].map((use) => nodes.get(use.node)));
+      group.bits = readers.includes(16) ? 16 : readers.includes(8) ? 8 : recipe.activation;
+      group.why = 'graph input';
+    }
+  }
+  return { groups, nodes, remarks };
+}
+
+function promotionReason(node: Node, recipe: Recipe, statistics: Statistics): string | undefined {
+  const reads = node.inputs.filter(isReal);
+  if (node.op === 'Add' && reads.some((value) => isMask(value, statistics)))
+    return "the mask's sentinel takes most of an 8-bit range";
+  if (
+    node.op === 'Softmax' &&
+    reads.some((value) => value.producer && promotionReason(value.producer, recipe, statistics) !== undefined)
+  ) {
+    return 'its input is at 16 bits for the mask';
+  }
+  for (const value of node.outputs.filter(isReal)) {
+    const seen = statistics.get(value.name);
+    if (!seen || seen.typical === 0) continue;
+    const step = (Math.max(0, seen.max) - Math.min(0, seen.min)) / 255;
+    const typicalDb = 20 * Math.log10(seen.typical / (step / Math.sqrt(12)));
+    if (typicalDb < recipe.promoteBelow)
+      return `a typical row would keep ${typicalDb.toFixed(0)} dB at 8 bits (range ${seen.min.toPrecision(3)}..${seen.max.toPrecision(3)})`;
+  }
+  return undefined;
+}
+
+function isMask(value: Value, statistics: Statistics): boolean {
+  const seen = statistics.get(value.name);
+  return (
+    value.producer === undefined && value.data === undefined && seen !== undefined && seen.max <= 0 && seen.min <= -30
+  );
+}
+
+/** Union of values over movement ops. */
+function groupValues(graph: Graph, opset: number): Map<Value, ValueGroup> {
+  const groups = new Map<Value, ValueGroup>();
+  for (const value of graph.values)
+    if (isReal(value)) groups.set(value, { values: [value], bits: 16, cache: false, why: '' });
+  const join = (a: Value, b: Value): void => {
+    const left = groups.get(a)!;
+    const right = groups.get(b)!;
+    if (left === right) return;
+    const [large, small] = left.values.length >= right.values.length ? [left, right] : [right, left];
+    for (const value of small.values) {
+      large.values.push(value);
+      groups.set(value, large);
+    }
+  };
+  for (const node of graph.nodes) {
+    if (!movesData(node, opset)) continue;
+    const members = [...movedInputs(node), ...node.outputs.filter(isReal)].filter((value) => groups.has(value));
+    for (const member of members.slice(1)) join(members[0]!, member);
+  }
+  return groups;
+}

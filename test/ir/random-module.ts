@@ -1,4 +1,4 @@
-import type { DType } from '../../compiler/ir/dtype.ts';
+import { type DType, isFloat } from '../../compiler/ir/dtype.ts';
 import type { Encoding } from '../../compiler/ir/encoding.ts';
 import { type Attribute, type Dim, Graph, Module, type Value, type ValueType } from '../../compiler/ir/graph.ts';
 import { Tensor } from '../../compiler/ir/tensor.ts';
@@ -59,7 +59,7 @@ class ModuleMaker {
     for (let i = 0; i < this.#below(4); i++) {
       const data = this.#tensor();
       const value = graph.addConstant(this.#pick(NAMES), data);
-      if (this.#below(3) === 0) value.encoding = this.#encoding(data.shape);
+      if (isFloat(data.dtype) && this.#below(2) === 0) value.encoding = this.#encoding(data.shape);
       visible.push(value);
     }
     for (let i = 0; i < 1 + this.#below(6); i++) {
@@ -67,11 +67,10 @@ class ModuleMaker {
       const outputs = Array.from({ length: 1 + this.#below(2) }, (_, at) =>
         at > 0 && this.#below(3) === 0 ? undefined : this.#describe(graph.addValue(this.#pick(NAMES)), graph),
       );
-      const attributes = new Map(
-        this.#many(3, () => [this.#pick(['axis', 'eps', 'inf', 'a b']), this.#attribute(graph, visible, depth)]),
-      );
+      const names = ['axis', 'inf', 'a b'].slice(this.#below(4));
+      const attributes = new Map(names.map((name) => [name, this.#attribute(graph, visible, depth)]));
       graph.addNode({
-        op: this.#pick(['Add', 'const', 'My.Op']),
+        op: this.#pick(['Concat', 'const', 'My.Op']),
         domain: this.#pick(['', 'com.example']),
         name: this.#pick(['', 'node', outputs[0]!.name]),
         inputs: [this.#pick(visible), ...this.#many(2, () => (this.#below(4) === 0 ? undefined : this.#pick(visible)))],
@@ -88,7 +87,7 @@ class ModuleMaker {
   #describe(value: Value, graph: Graph): Value {
     if (this.#below(6) === 0) return value;
     value.type = this.#type();
-    if (value.type.kind === 'tensor' && this.#below(3) === 0 && graph.parent === undefined)
+    if (value.type.kind === 'tensor' && isFloat(value.type.dtype) && this.#below(2) === 0 && graph.parent === undefined)
       value.encoding = {
         dtype: 'u16',
         scale: Float32Array.of(this.#draw()),

@@ -1,0 +1,96 @@
+import type { Encoding } from '../compiler/ir/encoding.ts';
+import type { Graph, Value } from '../compiler/ir/graph.ts';
+import type { Tensor } from '../compiler/ir/tensor.ts';
+import { INT4, INT8_SYMMETRIC, type Kernels, type Layout } from '../compiler/kernels/kernels.ts';
+import type { Plan, WeightPlan } from './plan.ts';
+import type { WeightForm } from './recipe.ts';
+import type { Statistics } from './statistics.ts';
+
+/** A linear weight as rows: [N, K] row-major, a row per output channel. `tensor` is [K, N], as MatMul takes it. */
+export function weightRows(tensor: Tensor, kernels: Kernels): Float32Array {
+  if (tensor.storage.kind === 'derived' && tensor.storage.transposeOf) return tensor.storage.transposeOf.toFloats();
+  const [inputs, outputs] = tensor.shape as [number, number];
+  const rows = new Float32Array(inputs * outputs);
+  kernels.transposeF32(tensor.toFloats(), inputs, outputs, rows);
+  return rows;
+}
+
+/** Importance of each input channel: its mean square in calibration, so that error counts where the signal is. */
+export function channelImportance(statistics: Statistics, input: string): Float32Array | undefined {
+  const seen = statistics.get(input)?.channels ?? statistics.get(input.replace(/\.(wide|as8|as16)$/, ''))?.channels;
+  return seen && Float32Array.from(seen.meanSquare);
+}
+
+/** Scales of one weight, searched against the activations. The encoding is for the [K, N] tensor. */
+export function searchWeight(
+  rows: Float32Array,
+  outputs: number,
+  inputs: number,
+  form: WeightForm,
+  importance: Float32Array | undefined,
+  kernels: Kernels,
+  name: string,
+): { encoding: Encoding; error: number } {
+  const range = form.bits === 4 ? INT4 : INT8_SYMMETRIC;
+  const dtype = form.bits === 4 ? 'i4' : 'i8';
+  const layout: Layout = { rows: outputs, columns: inputs, block: form.block || inputs, name };
+  const total = (errors: Float64Array): number => errors.reduce((sum, error) => sum + error, 0);
+  if (form.block === 0) {
+    const found = kernels.searchScales(rows, layout, { range, importance });
+    return { encoding: { dtype, scale: found.scales, axis: 1 }, error: total(found.errors) };
+  }
+  const found = kernels.searchLpbq(rows, layout, { range, importance });
+  const blocks = inputs / form.block;
+  const blockScale = new Uint8Array(blocks * outputs);
+  for (let n = 0; n < outputs; n++)
+    for (let b = 0; b < blocks; b++) blockScale[b * outputs + n] = found.blockScales[n * blocks + b]!;
+  return {
+    encoding: { dtype, scale: found.channelScales, axis: 0, block: form.block, channelAxis: 1, blockScale },
+    error: total(found.errors),
+  };
+}
+
+/**
+ * Encodings of every planned weight and embedding table, one tensor in memory at a time.
+ * @param onWeight called after each one, for progress
+ */
+export function encodeWeights(
+  graph: Graph,
+  plan: Plan,
+  statistics: Statistics,
+  kernels: Kernels,
+  onWeight?: (done: number, total: number) => void,
+): Map<string, Encoding> {
+  const encodings = new Map<string, Encoding>();
+  const total = plan.weights.size + plan.tables.size;
+  const report = (): void => onWeight?.(encodings.size, total);
+  for (const weight of plan.weights.values()) {
+    encodings.set(weight.name, encodeWeight(graph.find(weight.name)!, weight, statistics, kernels));
+    report();
+  }
+  for (const name of plan.tables) {
+    const [rows, columns] = graph.find(name)!.dims as [number, number];
+    const found = kernels.searchScales(
+      graph.find(name)!.data!.toFloats(),
+      { rows, columns, block: columns, name },
+      { range: INT8_SYMMETRIC },
+    );
+    encodings.set(name, { dtype: 'i8', scale: found.scales, axis: 0 });
+    report();
+  }
+  return encodings;
+}
+
+function encodeWeight(value: Value, weight: WeightPlan, statistics: Statistics, kernels: Kernels): Encoding {
+  const [inputs, outputs] = value.dims as [number, number];
+  const rows = weightRows(value.data!, kernels);
+  return searchWeight(
+    rows,
+    outputs,
+    inputs,
+    weight.form,
+    channelImportance(statistics, weight.input),
+    kernels,
+    weight.name,
+  ).encoding;
+}

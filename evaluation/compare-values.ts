@@ -1,0 +1,57 @@
+import { cloneModule } from '../compiler/ir/clone.ts';
+import type { Encoding } from '../compiler/ir/encoding.ts';
+import type { Module } from '../compiler/ir/graph.ts';
+import { type TensorData, toFloats } from '../compiler/ir/tensor.ts';
+import { cosineSimilarity, createDifferenceSums, type Kernels, signalToNoise } from '../compiler/kernels/kernels.ts';
+
+/** One value of the graph, float against quantized. */
+export interface ValueComparison {
+  readonly name: string;
+  /** The user's own nodes that it came from. */
+  readonly from: readonly string[];
+  readonly sqnr: number;
+  readonly cosine: number;
+  readonly maxError: number;
+  /** maxError in steps of the value's encoding, where it has one. */
+  readonly maxSteps: number | undefined;
+}
+
+/** A copy of a module whose graph also gives the named values: a tap build. Taps can change what a runtime fuses. */
+export function tapModule(module: Module, names: Iterable<string>): Module {
+  const copy = cloneModule(module);
+  const graph = copy.graph();
+  for (const name of names) {
+    const value = graph.find(name);
+    if (value && !graph.isOutput(value)) graph.outputs.push(value);
+  }
+  return copy;
+}
+
+/**
+ * Compares values by name, in the order given: SQNR in dB, cosine, largest error. The first entry under a threshold is
+ * where two runs part.
+ */
+export function compareValues(
+  names: readonly string[],
+  reference: Readonly<Record<string, TensorData>>,
+  other: Readonly<Record<string, TensorData>>,
+  encodings: ReadonlyMap<string, Encoding>,
+  from: ReadonlyMap<string, readonly string[]>,
+  kernels: Kernels,
+): ValueComparison[] {
+  return names.flatMap((name) => {
+    const [a, b] = [reference[name], other[name]];
+    if (!a || !b || a.data.length !== b.data.length) return [];
+    const sums = createDifferenceSums();
+    kernels.accumulateDifference(toFloats(a), toFloats(b), sums);
+    const encoding = encodings.get(name);
+    return {
+      name,
+      from: from.get(name) ?? [],
+      sqnr: signalToNoise(sums),
+      cosine: cosineSimilarity(sums),
+      maxError: sums.maxDifference,
+      maxSteps: encoding && encoding.scale.length === 1 ? sums.maxDifference / encoding.scale[0]! : undefined,
+    };
+  });
+}

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readSync, type Stats } from 'node:fs';
 import { NpucError } from '../errors.ts';
 import { bfloatToNumber, byteLengthOf, DTYPES, type DType, halfToNumber, type TypedArray } from './dtype.ts';
 
@@ -24,6 +24,7 @@ export class FileSource {
   readonly path: string;
   readonly size: number;
   #descriptor: number | undefined;
+  readonly #stamp: string;
 
   /** @throws IO001 when the file cannot be opened. */
   constructor(path: string) {
@@ -33,6 +34,7 @@ export class FileSource {
       const stat = fstatSync(this.#descriptor);
       if (!stat.isFile()) throw new Error('not a regular file');
       this.size = stat.size;
+      this.#stamp = stampOf(stat);
     } catch (cause) {
       this.close();
       throw new NpucError('IO001', { message: `cannot read ${path}: ${(cause as Error).message}`, where: path, cause });
@@ -48,12 +50,12 @@ export class FileSource {
         hint: 'the file is truncated or its header lies; download it again',
       });
     }
-    if (this.#descriptor === undefined) this.#descriptor = openSync(this.path, 'r');
+    if (this.#descriptor === undefined) this.#reopen();
     const bytes = new Uint8Array(length);
     let done = 0;
     // One readSync call moves at most 2 GiB.
     while (done < length) {
-      const count = readSync(this.#descriptor, bytes, done, Math.min(length - done, 1 << 30), offset + done);
+      const count = readSync(this.#descriptor!, bytes, done, Math.min(length - done, 1 << 30), offset + done);
       if (count === 0)
         throw new NpucError('IO003', { message: 'the file became shorter while it was read', where: this.path });
       done += count;
@@ -61,10 +63,27 @@ export class FileSource {
     return bytes;
   }
 
+  /** Offsets known from the first opening mean nothing in a file that was replaced since. */
+  #reopen(): void {
+    try {
+      this.#descriptor = openSync(this.path, 'r');
+    } catch (cause) {
+      throw new NpucError('IO001', { message: `cannot read ${this.path}: ${(cause as Error).message}`, cause });
+    }
+    if (stampOf(fstatSync(this.#descriptor)) === this.#stamp) return;
+    this.close();
+    throw new NpucError('IO001', { message: 'the file changed since it was opened', where: this.path });
+  }
+
+  /** Gives the descriptor back; a later read opens the file again. @throws IO001 then, when the file has changed */
   close(): void {
     if (this.#descriptor !== undefined) closeSync(this.#descriptor);
     this.#descriptor = undefined;
   }
+}
+
+function stampOf(stat: Stats): string {
+  return `${stat.dev} ${stat.ino} ${stat.size} ${stat.mtimeMs}`;
 }
 
 export type Storage =

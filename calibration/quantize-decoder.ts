@@ -1,0 +1,94 @@
+import { buildDecoder } from '../compiler/import/decoder-model.ts';
+import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
+import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
+import type { Encoding } from '../compiler/ir/encoding.ts';
+import type { Module } from '../compiler/ir/graph.ts';
+import type { Kernels } from '../compiler/kernels/kernels.ts';
+import { applyIoContract } from '../passes/apply-io-contract.ts';
+import type { IoContract } from '../passes/io-contract.ts';
+import { addHistograms, type CollectOptions, translateStatistics } from './decoder-statistics.ts';
+import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
+import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
+import type { NumberFormat, Recipe } from './recipe.ts';
+import type { Statistics, ValueStatistics } from './statistics.ts';
+import { encodeWeights } from './weights.ts';
+
+/** Shapes and logits of one graph to stamp out. */
+export interface GraphRequest {
+  readonly name: string;
+  readonly tokens: number;
+  readonly cache: number;
+  readonly logits?: 'all' | 'none';
+}
+
+/** A decoder quantized for one target: plan and weight encodings, from which graphs of any shape are stamped out. */
+export interface QuantizedDecoder {
+  readonly config: DecoderConfig;
+  readonly contract: IoContract;
+  readonly recipe: Recipe;
+  readonly format: NumberFormat;
+  readonly plan: Plan;
+  readonly weightEncodings: ReadonlyMap<string, Encoding>;
+  readonly migration: Migration;
+  /** A module with one lowered, prepared and encoded graph; weights are shared between calls by tensor identity. */
+  stamp(request: GraphRequest): Module;
+}
+
+export interface QuantizeInputs {
+  readonly config: DecoderConfig;
+  readonly weights: DecoderWeights;
+  /** Of the plain contract (collectDecoderStatistics). */
+  readonly statistics: Statistics;
+  readonly windows: readonly (readonly number[])[];
+  readonly recipe: Recipe;
+  readonly format: NumberFormat;
+  readonly contract: IoContract;
+  readonly kernels: Kernels;
+  readonly onWeight?: (done: number, total: number) => void;
+  readonly calibration?: CollectOptions;
+}
+
+const OPSET = 23;
+
+/** Decides every encoding of a decoder for one target; nothing is written yet. */
+export async function quantizeDecoder(inputs: QuantizeInputs): Promise<QuantizedDecoder> {
+  const { config, recipe, format, contract, kernels } = inputs;
+  const migration = migrateOutliers(
+    inputs.weights,
+    decoderSites(config.layers),
+    inputs.statistics,
+    recipe,
+    format,
+    kernels,
+  );
+  let plain: Map<string, ValueStatistics> = migration.statistics;
+  if (recipe.range !== 'min-max' && recipe.activation === 8) {
+    plain = await addHistograms(config, migration.weights, inputs.windows, plain, kernels, inputs.calibration);
+  }
+  const statistics = translateStatistics(plain, contract, config.layers);
+  const lower = (request: GraphRequest): Module => {
+    const module = buildDecoder(config, migration.weights, request.cache, true);
+    applyIoContract(module, contract, request);
+    module.graph().name = request.name;
+    prepareGraph(module.graph(), OPSET, recipe, format, statistics);
+    return module;
+  };
+  // Encodings do not depend on shapes; the smallest decode graph holds every value there is.
+  const model = lower({ name: 'plan', tokens: 1, cache: 2, logits: 'all' });
+  const plan = planQuantization(model.graph(), OPSET, recipe, format, statistics);
+  const weightEncodings = encodeWeights(model.graph(), plan, statistics, kernels, inputs.onWeight);
+  return {
+    config,
+    contract,
+    recipe,
+    format,
+    plan,
+    weightEncodings,
+    migration,
+    stamp: (request) => {
+      const module = lower(request);
+      if (recipe.scheme !== 'fp16') applyPlan(module.graph(), OPSET, plan, weightEncodings);
+      return module;
+    },
+  };
+}

@@ -1,0 +1,47 @@
+import { NpucError } from '../errors.ts';
+import type { Module } from '../ir/graph.ts';
+import type { Checkpoint } from './checkpoint.ts';
+import type { DecoderConfig } from './huggingface/config.ts';
+import { parseDecoderConfig } from './huggingface/config.ts';
+import { buildLlama, collectWeights, type DecoderWeights } from './huggingface/llama.ts';
+
+/** A checkpoint ready to be built into graphs of any shape. */
+export interface DecoderModel {
+  readonly checkpoint: Checkpoint;
+  readonly config: DecoderConfig;
+  readonly weights: DecoderWeights;
+}
+
+/** @throws IM401..IM404, IM405 when the tokenizer does not fit the vocabulary */
+export function readDecoderModel(checkpoint: Checkpoint): DecoderModel {
+  const config = parseDecoderConfig(checkpoint.config, checkpoint.name);
+  const weights = collectWeights(config, checkpoint.tensors, checkpoint.name);
+  const tokenizer = checkpoint.tokenizer;
+  if (tokenizer && tokenizer.vocabSize > config.vocabSize) {
+    throw new NpucError('IM405', {
+      message: `the tokenizer has ${tokenizer.vocabSize} tokens, the model ${config.vocabSize}`,
+      where: checkpoint.name,
+      hint: 'tokenizer.json belongs to another checkpoint',
+    });
+  }
+  return { checkpoint, config, weights };
+}
+
+/**
+ * The semantic decoder for contexts up to `cache`.
+ * @throws IM411 when the context is longer than the checkpoint's positions
+ */
+export function buildDecoder(
+  config: DecoderConfig,
+  weights: DecoderWeights,
+  cache: number,
+  allowExtrapolation = false,
+): Module {
+  if (cache > config.maxPositions && !allowExtrapolation) {
+    throw new NpucError('IM411', {
+      message: `--cache ${cache} is above max_position_embeddings ${config.maxPositions}`,
+      hint: `at most ${config.maxPositions}, or --allow-extrapolation if the checkpoint can do more`,
+    });
+  }
+  return buildLlama(config, weights, cache);
+}

@@ -63,6 +63,7 @@ export const ERROR_TITLES = {
   QT102: 'override is not a regular expression',
   QT103: 'value has no encoding',
   QT104: 'block does not divide the input channels',
+  QT110: 'text is too short',
   RT101: 'graph does not follow its protocol',
   RT102: 'cache is full',
   RT110: 'runtime refuses the model',

@@ -73,6 +73,13 @@ export const ERROR_TITLES = {
   TG001: 'unknown SoC',
   TG002: 'SoC lacks a feature',
   TG101: 'encoding cannot be written to ONNX',
+  TF101: 'TFLite tensor names are not unique',
+  TF102: 'TFLite signature does not match its subgraph',
+  TF103: 'TFLite model contradicts itself',
+  TF104: 'compiled TFLite file cannot be rewritten',
+  TF105: 'TFLite file needs a newer schema',
+  TG110: 'no compiled model',
+  TG111: 'artifact is missing or changed',
   XX001: 'internal error',
 } as const satisfies Record<string, string>;
 

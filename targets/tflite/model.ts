@@ -1,0 +1,192 @@
+import { type ErrorCode, NpucError } from '../../compiler/errors.ts';
+import type { BufferBytes, TableValue, UnionValue } from './schema.ts';
+import { BuiltinOperator, operatorName, type TensorTypeCode } from './schema-enums.ts';
+
+/** A TFLite model as plain objects. Operator codes are not in it: each operator names its own, the writer shares them. */
+export interface TfliteModel {
+  /** Schema version; 3 is the only one in use. */
+  version: number;
+  description?: string;
+  subgraphs: TfliteSubgraph[];
+  /** Constant data by index. Buffer 0 is empty: tensors without constant data point at it. */
+  buffers: BufferBytes[];
+  signatures: TfliteSignature[];
+  metadata: TfliteMetadata[];
+  /** Buffer indices of a metadata form older than `metadata`. */
+  metadataBuffer?: ArrayLike<number>;
+  externalBufferGroups?: readonly TableValue<'ExternalBufferGroup'>[];
+  externalBuffers?: readonly TableValue<'ExternalBuffer'>[];
+}
+
+export interface TfliteSubgraph {
+  name?: string;
+  tensors: TfliteTensor[];
+  /** Tensor indices. */
+  inputs: readonly number[];
+  outputs: readonly number[];
+  operators: TfliteOperator[];
+  debugMetadataIndex?: number;
+}
+
+export interface TfliteTensor {
+  /** Unique over the whole file (litert-quantizer demands it), subgraphs included. */
+  name: string;
+  type: TensorTypeCode;
+  shape: readonly number[];
+  /** The shape with -1 for dynamic dimensions, where it has any. */
+  shapeSignature?: readonly number[];
+  /** Index in `TfliteModel.buffers`; 0 is no constant data. Two tensors with one index share their weights. */
+  buffer: number;
+  /** False only for a tensor of unknown rank; an empty shape is then no scalar. Written as true where not given. */
+  hasRank?: boolean;
+  isVariable?: boolean;
+  quantization?: TfliteQuantization;
+  sparsity?: TableValue<'SparsityParameters'>;
+  variantTensors?: readonly TableValue<'VariantSubType'>[];
+  externalBuffer?: number;
+}
+
+/** real = scale * (integer - zeroPoint); one scale a tensor, or one a slice along `quantizedDimension`. */
+export interface TfliteQuantization {
+  min?: ArrayLike<number>;
+  max?: ArrayLike<number>;
+  scale?: ArrayLike<number>;
+  /** As many as scales. 64-bit integers in the file; a zero point that no number holds exactly is refused. */
+  zeroPoint?: ArrayLike<number>;
+  quantizedDimension?: number;
+  /** Block-wise and other forms; NPU plugins refuse them or die (only LiteRT's CPU kernels read them). */
+  details?: UnionValue<'QuantizationDetails'>;
+}
+
+export interface TfliteOperator {
+  /** `BuiltinOperator` code. */
+  code: number;
+  /** Kernel version; runtimes refuse versions that they do not know, so it is the lowest that does the job. */
+  version: number;
+  /** Name of a CUSTOM operator. */
+  customCode?: string;
+  /** Tensor indices; -1 is an optional input that is left out. */
+  inputs: readonly number[];
+  outputs: readonly number[];
+  options?: UnionValue<'BuiltinOptions'>;
+  options2?: UnionValue<'BuiltinOptions2'>;
+  customOptions?: ArrayLike<number>;
+  customOptionsFormat?: number;
+  /** Custom options that lie outside of the FlatBuffer. */
+  largeCustomOptions?: BufferBytes;
+  mutatingVariableInputs?: ArrayLike<number>;
+  intermediates?: readonly number[];
+  debugMetadataIndex?: number;
+}
+
+/** A callable entry: names for the inputs and outputs of a subgraph. */
+export interface TfliteSignature {
+  key: string;
+  subgraph: number;
+  inputs: readonly TflitePort[];
+  outputs: readonly TflitePort[];
+}
+
+export interface TflitePort {
+  name: string;
+  /** Tensor index in the signature's subgraph. */
+  tensor: number;
+}
+
+export interface TfliteMetadata {
+  name: string;
+  buffer: number;
+}
+
+/**
+ * Checks that every index points at something and that buffer 0 is empty.
+ * @param code the error to throw: IO003 for a file that was read, TF103 for a model about to be written
+ */
+export function checkIndices(model: TfliteModel, code: ErrorCode, where?: string): void {
+  const fail = (message: string): never => {
+    throw new NpucError(code, where === undefined ? { message } : { message, where });
+  };
+  const inside = (index: number, count: number, what: string): void => {
+    if (!Number.isInteger(index) || index < 0 || index >= count) fail(`${what} is ${index}, of ${count}`);
+  };
+  if (model.subgraphs.length === 0) fail('the model has no subgraph');
+  if ((model.buffers[0]?.byteLength ?? 0) !== 0) fail('buffer 0 must be empty: tensors without data point at it');
+  const buffers = model.buffers.length;
+  model.subgraphs.forEach((graph, g) => {
+    const tensors = graph.tensors.length;
+    const name = graph.name ?? `subgraph ${g}`;
+    graph.tensors.forEach((tensor) => inside(tensor.buffer, buffers, `the buffer of tensor ${tensor.name}`));
+    for (const index of graph.inputs) inside(index, tensors, `an input of ${name}`);
+    for (const index of graph.outputs) inside(index, tensors, `an output of ${name}`);
+    for (const operator of graph.operators) {
+      const op = `${name}, ${operatorName(operator.code)}`;
+      for (const index of operator.inputs) if (index !== -1) inside(index, tensors, `an input of ${op}`);
+      for (const index of operator.outputs) inside(index, tensors, `an output of ${op}`);
+      for (const index of operator.intermediates ?? []) inside(index, tensors, `an intermediate of ${op}`);
+      const composite = operator.options2?.kind === 'StableHLOCompositeOptions' ? operator.options2 : undefined;
+      if (composite) inside(composite.decompositionSubgraphIndex ?? 0, model.subgraphs.length, `the body of ${op}`);
+    }
+  });
+  for (const signature of model.signatures) {
+    inside(signature.subgraph, model.subgraphs.length, `the subgraph of signature ${signature.key}`);
+    const tensors = model.subgraphs[signature.subgraph]!.tensors.length;
+    for (const port of [...signature.inputs, ...signature.outputs]) {
+      inside(port.tensor, tensors, `${port.name} of signature ${signature.key}`);
+    }
+  }
+  for (const entry of model.metadata) inside(entry.buffer, buffers, `the buffer of metadata ${entry.name}`);
+}
+
+/**
+ * Checks what every file of this tool promises beyond the format, because a consumer depends on it: names unique over
+ * the file (litert-quantizer), signatures that list exactly their subgraph's inputs and outputs (the vendor plugins
+ * rebuild signatures from the subgraph, LiteRT.js refuses a difference), distinct keys and port names.
+ * @throws TF101 for names, TF102 for signatures
+ */
+export function checkContract(model: TfliteModel): void {
+  const seen = new Set<string>();
+  for (const graph of model.subgraphs) {
+    for (const { name } of graph.tensors) {
+      if (seen.has(name)) {
+        throw new NpucError('TF101', { message: `two tensors are called ${name}`, where: graph.name ?? name });
+      }
+      seen.add(name);
+    }
+  }
+  const keys = new Set<string>();
+  for (const signature of model.signatures) {
+    if (keys.has(signature.key)) {
+      throw new NpucError('TF102', { message: `two signatures are called ${signature.key}`, where: signature.key });
+    }
+    keys.add(signature.key);
+    const graph = model.subgraphs[signature.subgraph]!;
+    checkPorts(signature, 'inputs', signature.inputs, graph.inputs);
+    checkPorts(signature, 'outputs', signature.outputs, graph.outputs);
+  }
+}
+
+function checkPorts(
+  signature: TfliteSignature,
+  side: 'inputs' | 'outputs',
+  ports: readonly TflitePort[],
+  tensors: readonly number[],
+): void {
+  const fail = (message: string): never => {
+    throw new NpucError('TF102', { message, where: `signature ${signature.key}` });
+  };
+  if (new Set(ports.map((port) => port.name)).size !== ports.length) fail(`two of its ${side} have one name`);
+  const named = ports.map((port) => port.tensor).sort((a, b) => a - b);
+  const listed = [...tensors].sort((a, b) => a - b);
+  if (named.length !== listed.length || named.some((tensor, i) => tensor !== listed[i])) {
+    fail(`its ${side} are the tensors ${named.join(', ')}, its subgraph's are ${listed.join(', ')}`);
+  }
+}
+
+/** True for a file that a vendor plugin compiled: its byte code lies behind the FlatBuffer, at offsets we cannot see. */
+export function isCompiled(model: TfliteModel): boolean {
+  return model.subgraphs.some((graph) =>
+    graph.operators.some(
+      (operator) => operator.code === BuiltinOperator.CUSTOM && operator.customCode === 'DISPATCH_OP',
+    ),
+  );
+}

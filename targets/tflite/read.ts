@@ -1,0 +1,172 @@
+import { NpucError } from '../../compiler/errors.ts';
+import { type ByteSource, MemorySource, SourceBytes } from './byte-source.ts';
+import { readFlatBuffer } from './flatbuffer-reader.ts';
+import {
+  checkIndices,
+  type TfliteModel,
+  type TfliteOperator,
+  type TflitePort,
+  type TfliteQuantization,
+  type TfliteSubgraph,
+  type TfliteTensor,
+} from './model.ts';
+import type { BufferBytes, TableValue } from './schema.ts';
+import type { TensorTypeCode } from './schema-enums.ts';
+
+/**
+ * Reads a TFLite file. Only the tables are read; each buffer becomes a range of the source (`SourceBytes`), so a source
+ * that is a file must stay open as long as the model's buffers are used.
+ * @param source a `FileSource`, or the whole file in memory
+ * @param where the file's name for errors
+ * @throws IO003 when the file is damaged, truncated or lies; TF105 when it needs a newer schema
+ */
+export function readTflite(source: ByteSource | Uint8Array, where?: string): TfliteModel {
+  const bytes = source instanceof Uint8Array ? new MemorySource(source) : source;
+  const raw = readFlatBuffer(bytes, 'Model', where);
+  const reader = new ModelReader(bytes, raw, where);
+  const model = reader.model();
+  checkIndices(model, 'IO003', where);
+  return model;
+}
+
+class ModelReader {
+  readonly #source: ByteSource;
+  readonly #raw: TableValue<'Model'>;
+  readonly #where: string | undefined;
+
+  constructor(source: ByteSource, raw: TableValue<'Model'>, where: string | undefined) {
+    this.#source = source;
+    this.#raw = raw;
+    this.#where = where;
+  }
+
+  model(): TfliteModel {
+    const raw = this.#raw;
+    return present({
+      version: raw.version ?? 0,
+      description: raw.description,
+      subgraphs: (raw.subgraphs ?? []).map((graph) => this.#subgraph(graph)),
+      buffers: (raw.buffers ?? []).map((buffer, i) => this.#buffer(buffer, `buffer ${i}`)),
+      signatures: (raw.signatureDefs ?? []).map((signature) => ({
+        key: signature.signatureKey ?? '',
+        subgraph: signature.subgraphIndex ?? 0,
+        inputs: ports(signature.inputs),
+        outputs: ports(signature.outputs),
+      })),
+      metadata: (raw.metadata ?? []).map((entry) => ({ name: entry.name ?? '', buffer: entry.buffer ?? 0 })),
+      metadataBuffer: raw.metadataBuffer,
+      externalBufferGroups: raw.externalBufferGroups,
+      externalBuffers: raw.externalBuffers,
+    });
+  }
+
+  #subgraph(raw: TableValue<'SubGraph'>): TfliteSubgraph {
+    return present({
+      name: raw.name,
+      tensors: (raw.tensors ?? []).map((tensor) => this.#tensor(tensor)),
+      inputs: numbers(raw.inputs),
+      outputs: numbers(raw.outputs),
+      operators: (raw.operators ?? []).map((operator) => this.#operator(operator)),
+      debugMetadataIndex: otherThan(-1, raw.debugMetadataIndex),
+    });
+  }
+
+  #tensor(raw: TableValue<'Tensor'>): TfliteTensor {
+    return present({
+      name: raw.name ?? '',
+      type: (raw.type ?? 0) as TensorTypeCode,
+      shape: numbers(raw.shape),
+      shapeSignature: raw.shapeSignature && numbers(raw.shapeSignature),
+      buffer: raw.buffer ?? 0,
+      hasRank: raw.hasRank,
+      isVariable: raw.isVariable,
+      quantization: raw.quantization && this.#quantization(raw.quantization),
+      sparsity: raw.sparsity,
+      variantTensors: raw.variantTensors,
+      externalBuffer: otherThan(0, raw.externalBuffer),
+    });
+  }
+
+  #quantization(raw: TableValue<'QuantizationParameters'>): TfliteQuantization {
+    return present({
+      min: raw.min,
+      max: raw.max,
+      scale: raw.scale,
+      zeroPoint:
+        raw.zeroPoint &&
+        Float64Array.from(raw.zeroPoint as BigInt64Array, (zero) => this.#number(zero, 'a zero point')),
+      quantizedDimension: otherThan(0, raw.quantizedDimension),
+      details: raw.details,
+    });
+  }
+
+  #operator(raw: TableValue<'Operator'>): TfliteOperator {
+    const code = this.#raw.operatorCodes?.[raw.opcodeIndex ?? 0];
+    if (!code)
+      throw this.#malformed(`an operator has the code ${raw.opcodeIndex} of ${this.#raw.operatorCodes?.length ?? 0}`);
+    const size = this.#number(raw.largeCustomOptionsSize ?? 0n, 'the size of custom options');
+    const offset = this.#number(raw.largeCustomOptionsOffset ?? 0n, 'the offset of custom options');
+    return present({
+      // Writers older than the 32-bit field know only the 8-bit one; newer ones write 127 there for what it cannot hold.
+      code: Math.max(code.builtinCode ?? 0, code.deprecatedBuiltinCode ?? 0),
+      version: code.version ?? 1,
+      customCode: code.customCode,
+      inputs: numbers(raw.inputs),
+      outputs: numbers(raw.outputs),
+      options: raw.builtinOptions,
+      options2: raw.builtinOptions2,
+      customOptions: raw.customOptions,
+      customOptionsFormat: otherThan(0, raw.customOptionsFormat),
+      largeCustomOptions: size === 0 ? undefined : this.#range(offset, size, 'custom options'),
+      mutatingVariableInputs: raw.mutatingVariableInputs,
+      intermediates: raw.intermediates && numbers(raw.intermediates),
+      debugMetadataIndex: otherThan(-1, raw.debugMetadataIndex),
+    });
+  }
+
+  #buffer(raw: TableValue<'Buffer'>, what: string): BufferBytes {
+    const size = this.#number(raw.size ?? 0n, `the size of ${what}`);
+    const offset = this.#number(raw.offset ?? 0n, `the offset of ${what}`);
+    // Offset 0 or 1 means that the data is in the FlatBuffer; 1 is what a writer leaves before it knows the place.
+    if (offset > 1) return this.#range(offset, size, what);
+    return raw.data ?? new Uint8Array(0);
+  }
+
+  #range(offset: number, size: number, what: string): SourceBytes {
+    if (offset + size > this.#source.size) {
+      throw this.#malformed(`${what} is bytes ${offset}..${offset + size} of a file of ${this.#source.size}`);
+    }
+    return new SourceBytes(this.#source, offset, size);
+  }
+
+  #number(value: bigint, what: string): number {
+    const number = Number(value);
+    if (!Number.isSafeInteger(number)) throw this.#malformed(`${what} is ${value}`);
+    return number;
+  }
+
+  #malformed(message: string): NpucError {
+    return new NpucError('IO003', {
+      message,
+      hint: 'the file is damaged; download or convert it again',
+      ...(this.#where === undefined ? {} : { where: this.#where }),
+    });
+  }
+}
+
+function ports(raw: readonly TableValue<'TensorMap'>[] | undefined): TflitePort[] {
+  return (raw ?? []).map((entry) => ({ name: entry.name ?? '', tensor: entry.tensorIndex ?? 0 }));
+}
+
+function numbers(values: ArrayLike<number> | undefined): number[] {
+  return Array.from(values ?? []);
+}
+
+function otherThan(absent: number, value: number | undefined): number | undefined {
+  return value === absent ? undefined : value;
+}
+
+/** The object without its undefined fields. */
+function present<T extends object>(object: { [K in keyof T]: T[K] | undefined }): T {
+  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as T;
+}

@@ -8,7 +8,7 @@ import {
   numberToHalf,
   type TypedArray,
 } from '../ir/dtype.ts';
-import { elementCount, type TensorData } from '../ir/tensor.ts';
+import { elementCount, encodeStrings, Tensor, type TensorData } from '../ir/tensor.ts';
 import { encodeMiniFloat, type MiniFloat, miniFloatValues } from './float8.ts';
 
 /** A typed array whose elements are JavaScript numbers. */
@@ -198,4 +198,10 @@ export function takeElements(
     }
   }
   return { dtype: tensor.dtype, shape, data: out };
+}
+
+/** A tensor in memory from evaluated data: sub-byte elements are packed, strings encoded. */
+export function packTensor(data: TensorData): Tensor {
+  if (!data.strings) return Tensor.of(data.dtype, data.shape, data.data);
+  return new Tensor('string', [...data.shape], { kind: 'memory', bytes: encodeStrings(data.strings) });
 }

@@ -82,14 +82,14 @@ export function miniFloatValues(dtype: MiniFloat): Float32Array {
 
 /**
  * The code of a number, ties to even. With `saturate` numbers beyond the range become the largest finite one, else
- * infinity (f8e5m2) or NaN. f4e2m1 has neither and always saturates.
+ * infinity (f8e5m2) or NaN. f4e2m1 has neither: it always saturates, and NaN becomes 0 (as in ONNX's own cases).
  */
 export function encodeMiniFloat(dtype: MiniFloat, value: number, saturate = true): number {
   if (dtype === 'f8e8m0') return encodeScale(value, 'up', saturate);
   const format = FORMATS[dtype];
   const negative = value < 0 || Object.is(value, -0);
   const signBit = negative ? format.codes : 0;
-  if (Number.isNaN(value)) return format.nan ?? format.largest;
+  if (Number.isNaN(value)) return format.nan ?? 0;
   const magnitude = Math.abs(value);
   let low = 0;
   let high = format.largest + 1;

@@ -14,7 +14,6 @@ import { decoderSites } from './migrate-outliers.ts';
 import {
   instrumentModule,
   lastAxisWidths,
-  movementRoot,
   ObservingRunner,
   observedValues,
   type Statistics,
@@ -54,7 +53,7 @@ export interface CollectOptions {
 function channelValues(module: Module, layers: number): Set<string> {
   const names = new Set<string>();
   for (const node of module.graph().nodes) {
-    if (node.op === 'MatMul' && node.inputs[1]?.data) names.add(movementRoot(node.input(0)).name);
+    if (node.op === 'MatMul' && node.inputs[1]?.data) names.add(node.input(0).name);
   }
   for (const site of decoderSites(layers)) {
     names.add(site.value);

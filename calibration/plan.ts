@@ -5,7 +5,7 @@ import { insertCacheConversions, insertConversion } from '../passes/insert-conve
 import { type Bits, computes, isReal, type PrecisionPlan, planPrecision, type ValueGroup } from './precision.ts';
 import { chooseRange } from './range.ts';
 import { compileMatch, type NumberFormat, type Recipe, type WeightForm } from './recipe.ts';
-import { movementRoot, type Statistics } from './statistics.ts';
+import { conversionSource, movementRoot, type Statistics } from './statistics.ts';
 
 /** A weight that the plan wants quantized, and by which of its inputs' channels its error counts. */
 export interface WeightPlan {
@@ -56,6 +56,7 @@ export function prepareGraph(
 
 /**
  * Makes the plan from a prepared graph that has every value (the decode graph).
+ * @param embeddings names of lookup tables whose rows may have a scale each
  * @throws QT103 when a value was never seen in calibration
  */
 export function planQuantization(
@@ -64,6 +65,7 @@ export function planQuantization(
   recipe: Recipe,
   format: NumberFormat,
   statistics: Statistics,
+  embeddings: ReadonlySet<string> = new Set(),
 ): Plan {
   const activations = new Map<string, { encoding: Encoding; why: string }>();
   const weights = new Map<string, WeightPlan>();
@@ -71,7 +73,7 @@ export function planQuantization(
   if (recipe.scheme === 'fp16') return { activations, weights, tables, remarks: [] };
   const precision = planPrecision(graph, opset, recipe, format, statistics);
   const remarks = [...precision.remarks];
-  planWeights(graph, recipe, format, weights, tables, remarks);
+  planWeights(graph, recipe, format, weights, tables, remarks, embeddings);
   for (const group of new Set(precision.groups.values())) {
     const values = group.values.filter((value) => !weights.has(value.name) && !tables.has(value.name));
     const computed = values.filter((value) => value.data === undefined);
@@ -93,13 +95,14 @@ function planWeights(
   weights: Map<string, WeightPlan>,
   tables: Set<string>,
   remarks: string[],
+  embeddings: ReadonlySet<string>,
 ): void {
   const overrides = recipe.overrides
     .filter((override) => override.weight)
     .map((override) => ({ ...override, expression: compileMatch(override.match) }));
   for (const node of graph.nodes) {
     const weight = node.inputs[1];
-    if (node.op === 'Gather' && node.inputs[0]?.data && format.table === 'row' && node.input(0).shape.length === 2) {
+    if (node.op === 'Gather' && format.table === 'row' && embeddings.has(node.input(0).name)) {
       tables.add(node.input(0).name);
     }
     if (node.op !== 'MatMul' || !weight?.data || weight.shape.length !== 2) continue;
@@ -130,7 +133,7 @@ function planWeights(
       );
       form = { bits: 8, block: 0 };
     }
-    weights.set(weight.name, { name: weight.name, form, input: movementRoot(node.input(0)).name, why });
+    weights.set(weight.name, { name: weight.name, form, input: conversionSource(node.input(0)).name, why });
   }
 }
 

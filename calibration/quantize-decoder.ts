@@ -49,6 +49,7 @@ export interface QuantizeInputs {
 }
 
 const OPSET = 23;
+const EMBEDDINGS: ReadonlySet<string> = new Set(['model.embed_tokens.weight']);
 
 /** Decides every encoding of a decoder for one target; nothing is written yet. */
 export async function quantizeDecoder(inputs: QuantizeInputs): Promise<QuantizedDecoder> {
@@ -75,7 +76,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   };
   // Encodings do not depend on shapes; the smallest decode graph holds every value there is.
   const model = lower({ name: 'plan', tokens: 1, cache: 2, logits: 'all' });
-  const plan = planQuantization(model.graph(), OPSET, recipe, format, statistics);
+  const plan = planQuantization(model.graph(), OPSET, recipe, format, statistics, EMBEDDINGS);
   const weightEncodings = encodeWeights(model.graph(), plan, statistics, kernels, inputs.onWeight);
   return {
     config,

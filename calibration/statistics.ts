@@ -83,7 +83,9 @@ export function instrumentModule(module: Module, channelValues: ReadonlySet<stri
     });
     graph.outputs.push(output);
   };
-  for (const value of observedValues(graph)) {
+  const observed = observedValues(graph);
+  const moved = [...channelValues].map((name) => graph.find(name)!).filter((value) => !observed.includes(value));
+  for (const value of [...observed, ...moved]) {
     reduce('ReduceMin', value, value.name + suffix.min, undefined, []);
     reduce('ReduceMax', value, value.name + suffix.max, undefined, []);
     const rank = value.shape.length;
@@ -205,9 +207,15 @@ class Accumulator {
   }
 }
 
-/** The length of the last axis of every observed value. */
+/** The value before the conversions of number format that a plan put behind it. */
+export function conversionSource(value: Value): Value {
+  let source = value;
+  while (source.producer?.op === 'Identity') source = source.producer.input(0);
+  return source;
+}
+
+/** The length of the last axis of every real value. */
 export function lastAxisWidths(graph: Graph): Map<string, number> {
-  return new Map(
-    observedValues(graph).map((value) => [value.name, value.shape.length === 0 ? 1 : Number(value.shape.at(-1))]),
-  );
+  const real = [...graph.values].filter((value) => value.type?.kind === 'tensor' && value.type.dtype === 'f32');
+  return new Map(real.map((value) => [value.name, value.shape.length === 0 ? 1 : Number(value.shape.at(-1))]));
 }

@@ -17,7 +17,7 @@ export function weightRows(tensor: Tensor, kernels: Kernels): Float32Array {
 
 /** Importance of each input channel: its mean square in calibration, so that error counts where the signal is. */
 export function channelImportance(statistics: Statistics, input: string): Float32Array | undefined {
-  const seen = statistics.get(input)?.channels ?? statistics.get(input.replace(/\.(wide|as8|as16)$/, ''))?.channels;
+  const seen = statistics.get(input)?.channels;
   return seen && Float32Array.from(seen.meanSquare);
 }
 

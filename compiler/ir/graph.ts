@@ -310,7 +310,7 @@ export class Graph {
     return node;
   }
 
-  /** Makes a node with one fresh output and returns that output. */
+  /** Makes a node with one fresh output and returns that output; the node is named `<output>/<op>`. */
   emit(
     op: string,
     inputs: readonly (Value | undefined)[],
@@ -329,7 +329,7 @@ export class Graph {
         op,
         inputs,
         outputs: [output],
-        name: output.name,
+        name: `${output.name}/${op}`,
         ...(options.domain === undefined ? {} : { domain: options.domain }),
         ...(options.attributes === undefined ? {} : { attributes: options.attributes }),
         ...(options.from === undefined ? {} : { from: options.from }),

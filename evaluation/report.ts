@@ -1,0 +1,50 @@
+import type { Execution, TargetName } from '../targets/target.ts';
+import type { ValueComparison } from './compare-values.ts';
+import type { LogitReport } from './logits.ts';
+
+/** How one target's artifact compares with the float model. */
+export interface TargetReport {
+  readonly engine: string;
+  readonly execution: Execution;
+  readonly bytes: number;
+  /** On held-out text; absent where only a chunk could be run. */
+  readonly logits?: LogitReport;
+  /** On one prefill chunk and the tokens after it, for engines too slow for text. */
+  readonly chunk?: ChunkReport;
+  /** QDQ twin of the same encodings on ONNX Runtime, the reference of slow engines. */
+  readonly values: readonly ValueComparison[];
+  /** The first value, in order of computation, whose SQNR falls under the threshold. */
+  readonly firstDivergence?: string;
+  readonly seconds: number;
+  readonly notes: readonly string[];
+}
+
+/** A chunk run on an engine and on its reference from the same integers. */
+export interface ChunkReport {
+  readonly tokens: number;
+  /** dB of the logits against the QDQ twin and against the float model. */
+  readonly sqnrToTwin: number;
+  readonly sqnrToFloat: number;
+  readonly topAgreement: number;
+  /** Seconds of one prefill chunk and of one decoded token on this machine. */
+  readonly secondsPerChunk: number;
+  readonly secondsPerToken: number;
+}
+
+/** `report.json`; figures depend on the machine's engines, so it is not part of the manifest. */
+export interface Report {
+  readonly format: 1;
+  readonly source: string;
+  readonly soc: string;
+  readonly scheme: string;
+  readonly tokens: readonly number[];
+  readonly cache: number;
+  readonly floatPerplexity: number;
+  readonly evaluationTokens: number;
+  readonly targets: Readonly<Partial<Record<TargetName, TargetReport>>>;
+  readonly prompt: string;
+  /** Greedy continuations of the prompt, the float model's first. */
+  readonly samples: Readonly<Record<string, string>>;
+  readonly plan: { readonly value: string; readonly dtype: string; readonly why: string }[];
+  readonly remarks: readonly string[];
+}

@@ -4,6 +4,9 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { NpucError } from '../errors.ts';
 import { FileSource, type Tensor } from '../ir/tensor.ts';
 import { loadTokenizer, type Tokenizer } from '../runtime/tokenizer.ts';
+import { openGguf } from './gguf.ts';
+import { ggufToCheckpoint } from './gguf-checkpoint.ts';
+import { ggufToTokenizer } from './gguf-tokenizer.ts';
 import { type JsonObject, readJsonObject } from './json.ts';
 import { listSafetensorsFiles, openSafetensors } from './safetensors.ts';
 
@@ -32,7 +35,8 @@ export interface DigestOptions {
 }
 
 /**
- * Opens a checkpoint: a Hugging Face folder, or a .safetensors (or its index) beside a config.json.
+ * Opens a checkpoint: a Hugging Face folder, a .safetensors (or its index) beside a config.json, a .gguf, or a folder with
+ * nothing but one .gguf.
  * @throws IM110 nothing usable is there, IM111 only pickled weights, IM131 tokenizer.json is not usable, and what the reader
  *   of each format throws
  */
@@ -46,7 +50,11 @@ export async function openCheckpoint(source: string): Promise<Checkpoint> {
       hint: 'a Hugging Face model is named hf:org/name',
     });
   }
-  if (stat.isDirectory()) return openFolder(path, findWeights(path));
+  if (stat.isDirectory()) {
+    const weights = findWeights(path);
+    return weights.endsWith('.gguf') ? openGgufCheckpoint(weights) : openFolder(path, weights);
+  }
+  if (path.endsWith('.gguf')) return openGgufCheckpoint(path);
   if (path.endsWith('.safetensors') || path.endsWith('.safetensors.index.json')) return openFolder(dirname(path), path);
   throw new NpucError('IM110', {
     message: `${basename(path)} is not a checkpoint`,
@@ -55,13 +63,14 @@ export async function openCheckpoint(source: string): Promise<Checkpoint> {
   });
 }
 
-/** The weights of a folder: the index of the shards, model.safetensors, or the only .safetensors. */
+/** The weights of a folder: the index of the shards, model.safetensors, the only .safetensors, the only .gguf. */
 function findWeights(folder: string): string {
   const files = readdirSync(folder);
   const found =
     ['model.safetensors.index.json', 'model.safetensors'].find((name) => files.includes(name)) ??
     onlyOne(files, '.safetensors.index.json', folder) ??
-    onlyOne(files, '.safetensors', folder);
+    onlyOne(files, '.safetensors', folder) ??
+    onlyOne(files, '.gguf', folder);
   if (found) return join(folder, found);
   const pickled = files.find((name) => /\.(bin|pt|pth|ckpt)$/.test(name));
   if (pickled) {
@@ -123,7 +132,26 @@ function openFolder(folder: string, weights: string): Checkpoint {
     'chat_template.jinja',
   ];
   const files = [...side.flatMap((name) => file(name) ?? []), ...listSafetensorsFiles(weights)];
-  return makeCheckpoint({ name: basename(folder), where: folder, config, generationConfig, tensors, tokenizer }, files);
+  const close = (): void => {
+    for (const { storage } of tensors.values()) if (storage.kind === 'file') storage.file.close();
+  };
+  const name = basename(folder);
+  return makeCheckpoint({ name, where: folder, config, generationConfig, tensors, tokenizer }, files, close);
+}
+
+function openGgufCheckpoint(path: string): Checkpoint {
+  const gguf = openGguf(path);
+  try {
+    const { config, generationConfig, tensors } = ggufToCheckpoint(gguf, path);
+    const made = ggufToTokenizer(gguf.metadata, path);
+    const tokenizer =
+      made && loadTokenizer(made.tokenizerJson, made.tokenizerConfig, { config, generationConfig, where: path });
+    const name = basename(path, '.gguf');
+    return makeCheckpoint({ name, where: path, config, generationConfig, tensors, tokenizer }, [path], gguf.close);
+  } catch (error) {
+    gguf.close();
+    throw error;
+  }
 }
 
 function readText(path: string | undefined): string | undefined {
@@ -139,6 +167,7 @@ function readText(path: string | undefined): string | undefined {
 function makeCheckpoint(
   parts: Omit<Checkpoint, 'chatTemplate' | 'digest' | 'close'>,
   files: readonly string[],
+  close: () => void,
 ): Checkpoint {
   let digest: string | undefined;
   return {
@@ -148,9 +177,7 @@ function makeCheckpoint(
       digest ??= await digestFiles(files, options);
       return digest;
     },
-    close() {
-      for (const { storage } of parts.tensors.values()) if (storage.kind === 'file') storage.file.close();
-    },
+    close,
   };
 }
 

@@ -122,7 +122,7 @@ function stepsOf(node: Node): number[] | undefined {
 function neutral(node: Node, element: number, side: 'both' | 'right'): Value | undefined {
   const [left, right] = node.inputs;
   const keeps = (kept: Value | undefined, constant: Value | undefined): boolean =>
-    soleNumber(constant) === element && sameKnownShape(kept, node.outputs[0]);
+    soleNumber(constant) === element && !constant?.encoding && sameKnownShape(kept, node.outputs[0]);
   if (keeps(left, right)) return left;
   return side === 'both' && keeps(right, left) ? right : undefined;
 }

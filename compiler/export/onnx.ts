@@ -101,10 +101,40 @@ function weightBytes(graph: Graph): number {
   return sum;
 }
 
-/** Where each tensor lies in the data file; a tensor that several values share lies there once. */
+/** A model of a bundle and where it goes. */
+export interface BundleEntry {
+  readonly module: Module;
+  readonly path: string;
+}
+
+/**
+ * Writes several models of one folder over one data file: tensors that they share lie there once.
+ * All files appear together, or none.
+ * @throws as writeOnnx
+ */
+export function writeOnnxBundle(entries: readonly BundleEntry[], dataName: string): WrittenOnnx {
+  const plan = new ExternalPlan(dataName);
+  const writers = entries.map(({ module }) => encode(module, graphToWrite(module, undefined), plan.place));
+  const dataPath = join(dirname(entries[0]!.path), dataName);
+  const paths = entries.map((entry) => entry.path);
+  writeAtomically([dataPath, ...paths], ([data, ...models]) => {
+    plan.write(data!);
+    writers.forEach((writer, i) => {
+      writePieces(writer, models[i]!);
+    });
+  });
+  return {
+    files: [
+      ...paths.map((path, i) => ({ path, bytes: writers[i]!.byteLength })),
+      { path: dataPath, bytes: plan.byteLength },
+    ],
+  };
+}
+
+/** Where each tensor lies in the data file; tensors that are one object, or equal ones in memory, lie there once. */
 class ExternalPlan {
   readonly #name: string;
-  readonly #offsets: Map<Tensor, number> = new Map();
+  readonly #offsets: Map<Tensor | string, { readonly tensor: Tensor; readonly offset: number }> = new Map();
   byteLength = 0;
 
   constructor(name: string) {
@@ -113,13 +143,15 @@ class ExternalPlan {
 
   readonly place = (tensor: Tensor, name: string): TensorMessage => {
     if (tensor.dtype === 'string' || tensor.byteLength < SMALLEST_EXTERNAL) return buildTensor(tensor, name);
-    let offset = this.#offsets.get(tensor);
-    if (offset === undefined) {
+    const key = tensor.storage.kind === 'memory' ? tensor.digest : tensor;
+    let placed = this.#offsets.get(key);
+    if (placed === undefined) {
       const alignment = alignmentOf(tensor);
-      offset = Math.ceil(this.byteLength / alignment) * alignment;
-      this.#offsets.set(tensor, offset);
-      this.byteLength = offset + tensor.byteLength;
+      placed = { tensor, offset: Math.ceil(this.byteLength / alignment) * alignment };
+      this.#offsets.set(key, placed);
+      this.byteLength = placed.offset + tensor.byteLength;
     }
+    const { offset } = placed;
     return {
       dims: [...tensor.shape],
       dataType: DTYPES[tensor.dtype].code,
@@ -135,7 +167,7 @@ class ExternalPlan {
 
   write(sink: AtomicSink): void {
     const copy = new TensorCopier(sink);
-    for (const tensor of this.#offsets.keys()) {
+    for (const { tensor } of this.#offsets.values()) {
       sink.align(alignmentOf(tensor));
       copy.write(tensor);
     }

@@ -4,10 +4,23 @@ import { type Encoding, encodingForm, integerRange, roundEven } from '../ir/enco
 import { elementCount, packSubByte, Tensor } from '../ir/tensor.ts';
 import { wasmKernels } from '../kernels/index.ts';
 
+/** One tensor of integers per constant and encoding, so that graphs which share both share the bytes they write. */
+const quantized = new WeakMap<Tensor, WeakMap<Encoding, Tensor>>();
+
 /** The integers of a constant under an encoding, as bytes are computed when they are asked for. */
 export function quantizeLazily(data: Tensor, encoding: Encoding, name: string): Tensor {
-  const compute = (): Uint8Array => quantizeConstant(data, encoding, name);
-  return new Tensor(encoding.dtype, data.shape, { kind: 'derived', compute });
+  let byEncoding = quantized.get(data);
+  if (!byEncoding) {
+    byEncoding = new WeakMap();
+    quantized.set(data, byEncoding);
+  }
+  let tensor = byEncoding.get(encoding);
+  if (!tensor) {
+    const compute = (): Uint8Array => quantizeConstant(data, encoding, name);
+    tensor = new Tensor(encoding.dtype, data.shape, { kind: 'derived', compute });
+    byEncoding.set(encoding, tensor);
+  }
+  return tensor;
 }
 
 /**

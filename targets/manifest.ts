@@ -1,0 +1,86 @@
+import { createHash } from 'node:crypto';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Recipe } from '../calibration/recipe.ts';
+import { NpucError } from '../compiler/errors.ts';
+import { FileSource } from '../compiler/ir/tensor.ts';
+import type { ManifestTarget, TargetName } from './target.ts';
+
+/** `manifest.json` of an output folder: the same bytes for the same input, recipe and version; no clock, no path. */
+export interface Manifest {
+  readonly format: 1;
+  readonly npuc: string;
+  readonly source: { readonly name: string; readonly digest: string; readonly architecture: string };
+  readonly soc: { readonly name: string; readonly arch: string };
+  readonly recipe: Recipe;
+  readonly shapes: { readonly tokens: readonly number[]; readonly cache: number };
+  readonly calibration: { readonly digest: string; readonly windows: number; readonly windowTokens: number };
+  readonly toolchain: Readonly<Record<string, string>>;
+  readonly targets: Readonly<Partial<Record<TargetName, ManifestTarget>>>;
+  /** Tokenizer files, copied from the checkpoint so that the folder runs on its own. */
+  readonly tokenizer: readonly string[];
+  readonly files: readonly ManifestFile[];
+}
+
+export interface ManifestFile {
+  /** Relative to the output folder, with forward slashes. */
+  readonly path: string;
+  readonly bytes: number;
+  readonly sha256: string;
+}
+
+const NAME = 'manifest.json';
+
+/** Size and digest of a written file, streamed. */
+export function describeFile(folder: string, path: string): ManifestFile {
+  const file = new FileSource(join(folder, path));
+  try {
+    const hash = createHash('sha256');
+    for (let offset = 0; offset < file.size; offset += 8 << 20)
+      hash.update(file.read(offset, Math.min(8 << 20, file.size - offset)));
+    return { path, bytes: file.size, sha256: hash.digest('hex') };
+  } finally {
+    file.close();
+  }
+}
+
+export function writeManifest(folder: string, manifest: Manifest): void {
+  writeFileSync(join(folder, NAME), `${JSON.stringify(manifest, undefined, 1)}\n`);
+}
+
+/** Whether a folder was made by npuc: only such a folder is replaced. */
+export function isOutputFolder(folder: string): boolean {
+  return existsSync(join(folder, NAME));
+}
+
+/** @throws TG110 when there is no manifest or it is not one */
+export function readManifest(folder: string): Manifest {
+  try {
+    const manifest = JSON.parse(readFileSync(join(folder, NAME), 'utf8')) as Manifest;
+    if (manifest.format !== 1 || !manifest.targets || !manifest.files) throw new Error('it is not an npuc manifest');
+    return manifest;
+  } catch (cause) {
+    throw new NpucError('TG110', {
+      message: `${folder} holds no compiled model: ${(cause as Error).message}`,
+      where: join(folder, NAME),
+      hint: 'give the --out folder of npuc compile',
+      cause,
+    });
+  }
+}
+
+/** Checks that the files are those the manifest lists. @throws TG111 naming the first that is not */
+export function checkFiles(folder: string, manifest: Manifest): void {
+  for (const file of manifest.files) {
+    if (!existsSync(join(folder, file.path)))
+      throw new NpucError('TG111', { message: `${file.path} is missing`, where: folder });
+    const now = describeFile(folder, file.path);
+    if (now.sha256 !== file.sha256) {
+      throw new NpucError('TG111', {
+        message: `${file.path} was changed after it was compiled`,
+        where: folder,
+        hint: 'compile again',
+      });
+    }
+  }
+}

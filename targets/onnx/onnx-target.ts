@@ -1,0 +1,66 @@
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import type { GraphRequest, QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
+import { NpucError } from '../../compiler/errors.ts';
+
+import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
+
+import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
+import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
+import type { Runner } from '../../compiler/runtime/runner.ts';
+import { makeProtocol } from '../../passes/protocol.ts';
+import { type DecoderTarget, graphName, type ManifestGraph, type ManifestTarget, portEncodings } from '../target.ts';
+import { writeEncodings } from './encodings-json.ts';
+
+/** Every graph of the request: prefill sizes, largest first, then decode. */
+export function graphRequests(tokens: readonly number[], cache: number): GraphRequest[] {
+  const sizes = [...new Set([...tokens, 1])].sort((a, b) => b - a);
+  return sizes.map((size) => ({ name: graphName(size), tokens: size, cache }));
+}
+
+/**
+ * QDQ ONNX with float inputs and outputs, which ONNX Runtime runs anywhere: one model per shape over one weights file,
+ * and the encodings as AIMET-style JSON.
+ */
+export const onnxTarget: DecoderTarget = {
+  name: 'onnx',
+  async emit(decoder: QuantizedDecoder, context): Promise<ManifestTarget> {
+    const folder = join(context.out, 'onnx');
+    mkdirSync(folder, { recursive: true });
+    const requests = graphRequests(context.shapes.tokens, context.shapes.cache);
+    const modules = requests.map((request) => decoder.stamp(request));
+    writeOnnxBundle(
+      modules.map((module, i) => ({ module, path: join(folder, `${requests[i]!.name}.onnx`) })),
+      'weights.data',
+    );
+    writeEncodings(modules.at(-1)!.graph(), join(folder, 'encodings.json'));
+    const graphs: ManifestGraph[] = requests.map((request) => ({
+      name: request.name,
+      tokens: request.tokens,
+      cache: request.cache,
+      file: `onnx/${request.name}.onnx`,
+    }));
+    return {
+      contract: decoder.contract.name,
+      protocol: makeProtocol(decoder.config, decoder.contract, context.shapes.cache),
+      ports: {},
+      graphs,
+      execution: 'executed',
+      facts: {},
+      files: [...graphs.map((graph) => graph.file), 'onnx/weights.data', 'onnx/encodings.json'],
+    };
+  },
+  async open(folder, target, options): Promise<DecoderSession> {
+    const graphs = new Map<number, Runner>();
+    for (const graph of target.graphs) {
+      const path = join(folder, graph.file);
+      graphs.set(
+        graph.tokens,
+        options.openOnnx ? await options.openOnnx(path) : await openWithJavaScript(path, pickJavaScriptEngine()),
+      );
+    }
+    if (graphs.size === 0) throw new NpucError('XX001', { message: 'the manifest lists no graph', where: folder });
+    return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
+  },
+};

@@ -1,0 +1,99 @@
+import type { QuantizedDecoder } from '../calibration/quantize-decoder.ts';
+import type { Encoding } from '../compiler/ir/encoding.ts';
+import type { Progress } from '../compiler/progress.ts';
+import type { DecoderProtocol, DecoderSession, EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
+import type { OpenEngine } from '../compiler/runtime/engine.ts';
+import type { Toolchain } from './qnn/toolchain.ts';
+import type { Soc } from './socs.ts';
+
+export type TargetName = 'onnx' | 'qnn' | 'tflite';
+
+/** What was done to show that an artifact is right (DESIGN 7). */
+export type Execution = 'executed' | 'executed-as-twin' | 'read-back-only';
+
+/** An integer or float port of an emitted graph, as the manifest says it. */
+export interface ManifestPort {
+  readonly dtype: string;
+  readonly scale?: number;
+  readonly zeroPoint?: number;
+}
+
+export interface ManifestGraph {
+  readonly name: string;
+  readonly tokens: number;
+  readonly cache: number;
+  /** File relative to the output folder. */
+  readonly file: string;
+  /** Signature or partition inside the file, where it holds several graphs. */
+  readonly entry?: string;
+}
+
+/** One target's part of the manifest: enough to run the artifact without the checkpoint. */
+export interface ManifestTarget {
+  readonly contract: string;
+  readonly protocol: DecoderProtocol;
+  /** Ports that are integers at the boundary; all others are float or token ids. */
+  readonly ports: Readonly<Record<string, ManifestPort>>;
+  readonly graphs: readonly ManifestGraph[];
+  readonly embedding?: { readonly file: string; readonly form: 'i8-per-row' };
+  readonly execution: Execution;
+  /** Facts of the target's own: SoC read back, bytes shared, graph names. */
+  readonly facts: Readonly<Record<string, string | number | boolean>>;
+  readonly files: readonly string[];
+}
+
+export interface ShapeRequest {
+  /** New tokens per prefill run, largest first; a decode graph of 1 token is always made. */
+  readonly tokens: readonly number[];
+  readonly cache: number;
+}
+
+export interface EmitContext {
+  /** The output folder; targets write into their own subfolder of it. */
+  readonly out: string;
+  readonly soc: Soc;
+  readonly shapes: ShapeRequest;
+  readonly threads: number;
+  readonly progress: Progress;
+  readonly toolchain?: Toolchain;
+  readonly signal?: AbortSignal;
+}
+
+/** What a target can do with a decoder. Emission writes files; opening runs what was written. */
+export interface DecoderTarget {
+  readonly name: TargetName;
+  emit(decoder: QuantizedDecoder, context: EmitContext): Promise<ManifestTarget>;
+  /**
+   * Opens the emitted files for running, as a phone's runtime would drive them.
+   * @param folder the output folder
+   */
+  open(folder: string, target: ManifestTarget, options: OpenOptions): Promise<DecoderSession>;
+}
+
+export interface OpenOptions {
+  /** Engine for ONNX files, where a native one is there. */
+  readonly openOnnx?: OpenEngine;
+  readonly toolchain?: Toolchain;
+  readonly soc?: Soc;
+}
+
+/** Encodings of a manifest's integer ports. */
+export function portEncodings(ports: ManifestTarget['ports']): Map<string, Encoding> {
+  return new Map(
+    Object.entries(ports).map(([name, port]) => [
+      name,
+      {
+        dtype: port.dtype as Encoding['dtype'],
+        scale: Float32Array.of(port.scale!),
+        zeroPoint: Int32Array.of(port.zeroPoint ?? 0),
+      },
+    ]),
+  );
+}
+
+/** The names of a decoder's graphs, by their new tokens. */
+export function graphName(tokens: number): string {
+  return tokens === 1 ? 'decode' : `prefill_${tokens}`;
+}
+
+export type { DecoderSession, EmbeddingLookup };

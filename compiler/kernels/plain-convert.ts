@@ -38,11 +38,11 @@ function floatToHalf(bits: number, magnitude: number): number {
   const sign = (bits >>> 16) & 0x8000;
   if (Number.isNaN(magnitude)) return sign | 0x7e00;
   if (magnitude >= 65520) return sign | 0x7c00;
-  // A subnormal's integer is its bits; 1024 carries into the smallest normal number by itself.
+  // A subnormal's integer is its bits; 1024 is already the smallest normal number.
   if (magnitude < 2 ** -14) return sign | roundEven(magnitude * 2 ** 24);
-  const exponent = ((bits >> 23) & 255) - 127;
-  const mantissa = roundEven(magnitude * 2 ** (10 - exponent)) - 1024;
-  return sign | (((exponent + 15) << 10) + mantissa);
+  // A mantissa that rounds up to 1024 carries into the exponent.
+  const exponent = ((bits >> 23) & 255) - 112;
+  return sign | ((exponent << 10) + roundEven((bits & 0x7fffff) / 8192));
 }
 
 /** [rows, columns] to [columns, rows], in blocks so that both sides stay in the cache. */

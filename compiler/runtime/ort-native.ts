@@ -1,9 +1,6 @@
-import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, readSync, rmSync, statSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
+import type { ChildProcess } from 'node:child_process';
+import { resolve } from 'node:path';
 import type { Duplex } from 'node:stream';
-import { fileURLToPath } from 'node:url';
 import { NpucError } from '../errors.ts';
 import { byteLengthOf, DTYPES } from '../ir/dtype.ts';
 import { elementCount, type TensorData } from '../ir/tensor.ts';
@@ -15,6 +12,7 @@ import {
   sendFrame,
   type WireTensor,
 } from './native-frames.ts';
+import { readLog, readLogTail, readPeakRss, type StartedChild, spawnChild } from './native-process.ts';
 import type { ContextInfo } from './native-qnn-system.ts';
 import type { PortInfo, Runner, Tensors } from './runner.ts';
 
@@ -30,6 +28,8 @@ export interface NativeToolchain {
 export interface HostOptions {
   /** ONNX Runtime's log severity: 0 verbose (the QNN plugin then says why it refuses nodes) to 4; default 2, warnings. */
   readonly logSeverity?: 0 | 1 | 2 | 3 | 4;
+  /** The parent of the child's temporary folder; default the system's. */
+  readonly workFolder?: string;
   /** Kills the child when aborted. */
   readonly signal?: AbortSignal;
 }
@@ -47,13 +47,8 @@ export interface SessionOptions {
 }
 
 const OPTIMIZATION = { none: 0, basic: 1, extended: 2, all: 99 } as const;
-const LOG_TAIL_BYTES = 64 << 10;
 const CLOSE_GRACE_MS = 3_000;
 const MEMORY_POLL_MS = 200;
-
-/** Children and their folders that must not outlive this process. */
-const living = new Map<ChildProcess, string>();
-let exitHook = false;
 
 interface Pending {
   readonly what: string;
@@ -89,7 +84,7 @@ export class NativeHost {
   #nextSession = 1;
   #peakRssBytes = 0;
 
-  private constructor(toolchain: NativeToolchain, version: string, parts: Started) {
+  private constructor(toolchain: NativeToolchain, version: string, parts: StartedChild) {
     this.toolchain = toolchain;
     this.version = version;
     this.folder = parts.folder;
@@ -104,7 +99,9 @@ export class NativeHost {
    */
   static async start(toolchain: NativeToolchain, options: HostOptions = {}): Promise<NativeHost> {
     options.signal?.throwIfAborted();
-    const parts = spawnChild(toolchain, options);
+    const { onnxruntimeLibrary, qnnLibraryFolder } = toolchain;
+    const severity = String(options.logSeverity ?? 2);
+    const parts = spawnChild([onnxruntimeLibrary, qnnLibraryFolder, severity], qnnLibraryFolder, options.workFolder);
     const host = new NativeHost(toolchain, toolchain.versions.onnxruntime ?? '', parts);
     host.#listen(options.signal);
     const greeting = new Promise((resolve, reject) => {
@@ -199,18 +196,18 @@ export class NativeHost {
 
   /** The whole log that the libraries have written so far, without colour codes. */
   log(): string {
-    const path = join(this.folder, LOG);
-    return existsSync(path) ? plainText(readFileSync(path, 'utf8')) : '';
+    return readLog(this.folder);
   }
 
   /** The last lines of the log. */
   logTail(lines: number): string {
-    return tailOf(join(this.folder, LOG), lines);
+    return readLogTail(this.folder, lines);
   }
 
-  /** Ends the child after its current work and removes its folder. */
+  /** Ends the child and removes its folder; work in flight gets a few seconds to finish. */
   async close(): Promise<void> {
     this.#closing = true;
+    this.#work();
     this.#socket.end();
     const timer = setTimeout(() => this.#child.kill('SIGKILL'), CLOSE_GRACE_MS);
     await this.#exited;
@@ -220,6 +217,7 @@ export class NativeHost {
   /** Ends the child at once. */
   async kill(): Promise<void> {
     this.#closing = true;
+    this.#work();
     this.#child.kill('SIGKILL');
     await this.#exited;
   }
@@ -269,11 +267,19 @@ export class NativeHost {
     signal?.addEventListener('abort', abort, { once: true });
     const poll = setInterval(() => this.#pollMemory(), MEMORY_POLL_MS);
     poll.unref();
-    this.#child.once('exit', (code, signalName) => {
+    const die = (error: NpucError | undefined) => {
       clearInterval(poll);
       signal?.removeEventListener('abort', abort);
-      if (!this.#closing || this.#pending.length > 0) this.#death = this.#describeDeath(code, signalName, signal);
+      this.#death ??= error;
       for (const pending of this.#pending.splice(0)) pending.reject(this.#death!);
+    };
+    // After a planned end nobody waits for an answer, and there is nothing to say.
+    this.#child.once('close', (code, signalName) => {
+      const planned = this.#closing && this.#pending.length === 0;
+      die(planned ? undefined : this.#describeDeath(code, signalName, signal));
+    });
+    this.#child.once('error', (cause) => {
+      die(new NpucError('RT201', { message: `the native process cannot be started: ${cause.message}`, cause }));
     });
   }
 
@@ -396,88 +402,4 @@ function toTensor({ dtype, shape }: WireTensor, bytes: Uint8Array): TensorData {
   const { array } = DTYPES[dtype];
   const width = array.prototype.BYTES_PER_ELEMENT as number;
   return { dtype, shape, data: new array(bytes.buffer, bytes.byteOffset, bytes.byteLength / width) };
-}
-
-interface Started {
-  readonly child: ChildProcess;
-  readonly socket: Duplex;
-  readonly folder: string;
-  readonly exited: Promise<void>;
-}
-
-const LOG = 'native.log';
-
-function spawnChild(toolchain: NativeToolchain, options: HostOptions): Started {
-  const folder = mkdtempSync(join(tmpdir(), 'npuc-native-'));
-  // A file, not a pipe: it is complete when an answer arrives, survives a crash, and no verbose log can block the child.
-  const log = openSync(join(folder, LOG), 'w');
-  const { NODE_OPTIONS: _, ...environment } = process.env;
-  const { onnxruntimeLibrary, qnnLibraryFolder } = toolchain;
-  const search = [qnnLibraryFolder, process.env.LD_LIBRARY_PATH].filter(Boolean).join(':');
-  const child = spawn(
-    process.execPath,
-    [hostEntry(), onnxruntimeLibrary, qnnLibraryFolder, String(options.logSeverity ?? 2), String(process.pid)],
-    { cwd: folder, env: { ...environment, LD_LIBRARY_PATH: search }, stdio: ['ignore', log, log, 'pipe'] },
-  );
-  closeSync(log);
-  if (!exitHook) {
-    exitHook = true;
-    process.once('exit', () => {
-      for (const [running, path] of living) {
-        running.kill('SIGKILL');
-        rmSync(path, { recursive: true, force: true });
-      }
-    });
-  }
-  living.set(child, folder);
-  const exited = new Promise<void>((done) => {
-    const finish = () => {
-      living.delete(child);
-      // After the listeners that read the log.
-      setImmediate(() => {
-        rmSync(folder, { recursive: true, force: true });
-        done();
-      });
-    };
-    child.once('exit', finish);
-    child.once('error', finish);
-  });
-  return { child, socket: child.stdio[3] as Duplex, folder, exited };
-}
-
-/** The child's entry, always the built one: Node does not run TypeScript. */
-function hostEntry(): string {
-  const here = dirname(fileURLToPath(import.meta.url));
-  const beside = join(here, 'native-host.js');
-  if (existsSync(beside)) return beside;
-  let root = here;
-  while (!existsSync(join(root, 'package.json')) && dirname(root) !== root) root = dirname(root);
-  const built = join(root, 'dist', 'compiler', 'runtime', 'native-host.js');
-  if (existsSync(built)) return built;
-  throw new NpucError('XX001', { message: `${built} is missing`, hint: 'npm run build' });
-}
-
-function readPeakRss(pid: number): number {
-  const status = readFileSync(`/proc/${pid}/status`, 'utf8');
-  return Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024;
-}
-
-function tailOf(path: string, lines: number): string {
-  if (!existsSync(path)) return '';
-  const size = statSync(path).size;
-  const bytes = Buffer.alloc(Math.min(size, LOG_TAIL_BYTES));
-  const descriptor = openSync(path, 'r');
-  try {
-    readSync(descriptor, bytes, 0, bytes.length, size - bytes.length);
-  } finally {
-    closeSync(descriptor);
-  }
-  return plainText(bytes.toString('utf8')).trimEnd().split('\n').slice(-lines).join('\n');
-}
-
-const COLOUR = new RegExp(`${String.fromCharCode(27)}\\[[0-9;]*m`, 'g');
-
-/** ONNX Runtime colours its log lines. */
-function plainText(text: string): string {
-  return text.replaceAll(COLOUR, '');
 }

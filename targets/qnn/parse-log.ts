@@ -1,0 +1,89 @@
+/** A node that the QNN plugin does not take, with the plugin's own reason. */
+export interface Refusal {
+  /** The node's name in the model that was compiled. */
+  readonly node: string;
+  readonly op: string;
+  readonly reason: string;
+}
+
+const BLOCK = 'Validation FAILED for ';
+const TARGET = /nodes in \S+ \((.+?)\) :$/;
+const NODE = /^\tOperator type: (.*?) Node name: (.*?) Node index: \d+$/;
+const REASON = '\tREASON : ';
+const BACKEND = /backendValidateOpConfig\(\) failed for node `(.*)` of type `.*` with error code (\d+)/;
+const LISTED = /\{ name: (.*?), type: (.*?) \}/g;
+/** Starts the line that lists all refused nodes of a graph. */
+export const REFUSAL_SUMMARY = 'Unsupported nodes in QNN EP: ';
+const CULPRIT = /<E> "(.+)" generated: (.+)$/;
+
+/**
+ * Finds the refused nodes in the plugin's verbose log. The plugin validates node units (an operator with the quantize
+ * and dequantize nodes around it) and writes for each refused one
+ *
+ *     ... LogNodeSupport] Validation FAILED for 4 nodes in OrtNodeUnit (MatMul) :
+ *     <tab>Operator type: DequantizeLinear Node name: x_DQ Node index: 1
+ *     <tab>Operator type: MatMul Node name: mm Node index: 3
+ *     <tab>REASON : ...
+ *
+ * The name given is that of the operator, not of the nodes around it. A unit is judged more than once (alone, and again
+ * after the layout pass): the last reason stands. Nodes that only the closing summary names have no reason.
+ */
+export function parseRefusals(log: string): Refusal[] {
+  const found = new Map<string, Refusal>();
+  const summary = new Map<string, Refusal>();
+  const backendCodes = new Map<string, string>();
+  let target: string | undefined;
+  let nodes: { op: string; name: string }[] = [];
+  for (const line of log.split('\n')) {
+    const backend = BACKEND.exec(line);
+    if (backend) backendCodes.set(backend[1]!, backend[2]!);
+    if (line.includes(REFUSAL_SUMMARY)) {
+      summary.clear();
+      for (const [, node = '', op = ''] of line.matchAll(LISTED))
+        summary.set(node, { node, op, reason: 'no reason given' });
+    }
+    if (line.includes(BLOCK)) {
+      target = TARGET.exec(line)?.[1];
+      nodes = [];
+      continue;
+    }
+    if (target === undefined) continue;
+    const listed = NODE.exec(line);
+    if (listed) {
+      nodes.push({ op: listed[1]!, name: listed[2]! });
+    } else if (line.startsWith(REASON)) {
+      const node = nodes.find((candidate) => candidate.op === target) ?? nodes[0];
+      const name = node?.name || `an unnamed ${target}`;
+      const text = tidyReason(line.slice(REASON.length));
+      const code = backendCodes.get(name);
+      const reason =
+        text === 'Failed to add node.' && code ? `the backend refuses this form (QNN error ${code})` : text;
+      found.set(name, { node: name, op: target, reason });
+      target = undefined;
+    }
+  }
+  // The summary is the final verdict; without one nothing at all was taken, and every refusal counts.
+  if (summary.size === 0) return [...found.values()];
+  return [...summary.values()].map((refusal) => found.get(refusal.node) ?? refusal);
+}
+
+/** The plugin appends which node it will not take, which is said already. */
+function tidyReason(reason: string): string {
+  return reason
+    .replace(/^QNN EP: /, '')
+    .replace(/(?<=\.)\w+ node `.*` will not be assigned to QNN EP\.$/, '')
+    .trim();
+}
+
+/**
+ * Finds the operators that the graph compiler itself could not place, in a verbose log: lines such as
+ * `<E> "node" generated: could not create op`.
+ */
+export function parseCompilerErrors(log: string): string[] {
+  const found = new Set<string>();
+  for (const line of log.split('\n')) {
+    const culprit = CULPRIT.exec(line);
+    if (culprit) found.add(`${culprit[1]}: ${culprit[2]}`);
+  }
+  return [...found];
+}

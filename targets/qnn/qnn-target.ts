@@ -1,0 +1,159 @@
+import { mkdirSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import type { QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
+import { NpucError } from '../../compiler/errors.ts';
+import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
+import type { Graph } from '../../compiler/ir/graph.ts';
+import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { NativeHost } from '../../compiler/runtime/ort-native.ts';
+import type { Runner } from '../../compiler/runtime/runner.ts';
+import { makeProtocol } from '../../passes/protocol.ts';
+import { graphRequests } from '../onnx/onnx-target.ts';
+import { requireFeature, socSupports } from '../socs.ts';
+import {
+  type DecoderTarget,
+  type EmitContext,
+  type ManifestPort,
+  type ManifestTarget,
+  portEncodings,
+} from '../target.ts';
+import { compileContext } from './compile-context.ts';
+import { requireToolchain } from './toolchain.ts';
+
+/**
+ * Makes every quantized input and output an integer port: otherwise Quantize and Dequantize nodes stay in the graph at
+ * each boundary (facts qnn-htp, pitfall 9), and Genie wants integers.
+ */
+export function quantizePorts(graph: Graph): Record<string, ManifestPort> {
+  const ports: Record<string, ManifestPort> = {};
+  for (const value of [...graph.inputs, ...graph.outputs]) {
+    const { encoding } = value;
+    if (!encoding) continue;
+    graph.quantizedPorts.add(value);
+    ports[value.name] = { dtype: encoding.dtype, scale: encoding.scale[0]!, zeroPoint: encoding.zeroPoint?.[0] ?? 0 };
+  }
+  return ports;
+}
+
+/**
+ * Qualcomm HTP: QDQ ONNX in Genie's contract with integer ports, compiled to one context binary with shared weights. The
+ * QDQ models stay beside it: they are what the binary was made from, and the simulator runs them as the unshared twins
+ * (a shared binary cannot be executed on x86).
+ */
+export const qnnTarget: DecoderTarget = {
+  name: 'qnn',
+  async emit(decoder: QuantizedDecoder, context: EmitContext): Promise<ManifestTarget> {
+    const toolchain = context.toolchain ?? requireToolchain('qnn');
+    const { soc } = context;
+    if (decoder.recipe.weight.block > 0) requireFeature(soc, 'lpbq', 'use --block 0, or --scheme w8a16');
+    if (decoder.recipe.cache === 16) requireFeature(soc, 'kv-s16', 'use --kv 8');
+    const folder = join(context.out, 'qnn');
+    const sources = join(folder, 'qdq');
+    mkdirSync(sources, { recursive: true });
+    const requests = graphRequests(context.shapes.tokens, context.shapes.cache);
+    const modules = requests.map((request) => decoder.stamp(request));
+    let ports: Record<string, ManifestPort> = {};
+    for (const module of modules) ports = { ...ports, ...quantizePorts(module.graph()) };
+    writeOnnxBundle(
+      modules.map((module, i) => ({ module, path: join(sources, `${requests[i]!.name}.onnx`) })),
+      'weights.data',
+    );
+    const share = socSupports(soc, 'weight-sharing') && requests.length > 1;
+    const compiled = await compileContext(
+      toolchain,
+      requests.map(({ name }) => ({ name, path: join(sources, `${name}.onnx`), externalData: ['weights.data'] })),
+      {
+        soc,
+        share,
+        outputFolder: folder,
+        ...(context.signal ? { signal: context.signal } : {}),
+      },
+    );
+    checkReadBack(compiled.contexts.values(), ports);
+    const files = compiled.files;
+    return {
+      contract: decoder.contract.name,
+      protocol: makeProtocol(decoder.config, decoder.contract, context.shapes.cache),
+      ports,
+      graphs: requests.map((request, i) => ({
+        name: request.name,
+        tokens: request.tokens,
+        cache: request.cache,
+        file: `qnn/${basename(files[i]!.onnx)}`,
+        source: `qnn/qdq/${request.name}.onnx`,
+      })),
+      execution: share ? 'executed-as-twin' : 'executed',
+      facts: { soc: soc.number, arch: `v${soc.arch}`, shared: share, graphs: requests.length },
+      files: [
+        ...new Set(files.flatMap((file) => [`qnn/${basename(file.onnx)}`, `qnn/${basename(file.binary)}`])),
+        ...requests.map(({ name }) => `qnn/qdq/${name}.onnx`),
+        'qnn/qdq/weights.data',
+      ],
+    };
+  },
+  async open(folder, target, options): Promise<DecoderSession> {
+    const toolchain = options.toolchain ?? requireToolchain('qnn');
+    const graphs = new Map<number, Runner>();
+    const host = await NativeHost.start(toolchain);
+    for (const graph of target.graphs) {
+      if (!graph.source)
+        throw new NpucError('TG110', { message: `the manifest names no source of ${graph.name}`, where: folder });
+      const session = await host.openSession(join(folder, graph.source), {
+        provider: 'qnn',
+        soc: Number(target.facts.soc),
+      });
+      graphs.set(graph.tokens, session);
+    }
+    const runners = new Map([...graphs].map(([tokens, session]) => [tokens, closeHostWith(session, graphs, host)]));
+    return new DecoderSession({ protocol: target.protocol, graphs: runners, encodings: portEncodings(target.ports) });
+  },
+};
+
+/** The last session to close takes the host with it. */
+function closeHostWith(session: Runner, all: Map<number, Runner>, host: NativeHost): Runner {
+  return {
+    engine: session.engine,
+    inputs: session.inputs,
+    outputs: session.outputs,
+    run: (feeds, outputs) => session.run(feeds, outputs),
+    close: async () => {
+      await session.close();
+      for (const [tokens, other] of all) if (other === session) all.delete(tokens);
+      if (all.size === 0) await host.close();
+    },
+  };
+}
+
+interface ReadBackTensor {
+  readonly name: string;
+  readonly scale?: number;
+  readonly zeroPoint?: number;
+}
+
+/** The binary's ports must carry the scales that were asked for. @throws QN013 */
+function checkReadBack(
+  contexts: Iterable<{
+    readonly graphs: readonly {
+      readonly name: string;
+      readonly inputs: readonly ReadBackTensor[];
+      readonly outputs: readonly ReadBackTensor[];
+    }[];
+  }>,
+  ports: Readonly<Record<string, ManifestPort>>,
+): void {
+  for (const { graphs } of contexts) {
+    for (const graph of graphs) {
+      for (const tensor of [...graph.inputs, ...graph.outputs]) {
+        const port = ports[tensor.name];
+        if (!port || tensor.scale === undefined) continue;
+        if (Math.fround(tensor.scale) !== Math.fround(port.scale!) || tensor.zeroPoint !== port.zeroPoint) {
+          throw new NpucError('QN013', {
+            message: `${tensor.name} of ${graph.name} has scale ${tensor.scale}, ${port.scale} was asked for`,
+            where: tensor.name,
+            exitCode: 70,
+          });
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,19 @@
+import type { ContextInfo } from '../../compiler/runtime/native-qnn-system.ts';
+import { NativeHost, type NativeToolchain } from '../../compiler/runtime/ort-native.ts';
+
+export type { ContextGraph, ContextInfo, ContextTensor } from '../../compiler/runtime/native-qnn-system.ts';
+
+/**
+ * Reads what an HTP context binary holds: SoC, architecture, and per graph the name, inputs, outputs (type, shape, scale,
+ * zero point), spill-fill and on-chip memory. No backend is involved, so it also works for binaries with shared weights,
+ * which cannot be executed on x86. Multi-SoC binaries are another container and are refused.
+ * @throws QN014 when the file is not a context binary, RT202 when the vendor's reader crashes on it.
+ */
+export async function readContextBinary(toolchain: NativeToolchain, path: string): Promise<ContextInfo> {
+  const host = await NativeHost.start(toolchain);
+  try {
+    return await host.readContext(path);
+  } finally {
+    await host.close();
+  }
+}

@@ -222,7 +222,11 @@ export function bypass(graph: Graph, old: Value, by: Value, context: PassContext
   by.type ??= old.type;
   const { name, producer } = old;
   if (producer) removeDeadNodes(graph, [producer]);
-  if (isNamed) graph.renameValue(by, name);
+  if (isNamed) {
+    // Another output of the producer may still be read: then the value stays, under another name.
+    if (graph.find(name) === old) graph.renameValue(old, graph.uniqueName(name));
+    graph.renameValue(by, name);
+  }
   return true;
 }
 
@@ -240,16 +244,18 @@ export function replaceByConstants(graph: Graph, node: Node, tensors: readonly (
   for (const { constant, name } of constants) graph.renameValue(constant, name);
 }
 
-/** Removes those of the given nodes that nothing reads any more, and the constants that only they read. */
+/** Removes those of the given nodes that nothing reads any more, and what only they read: constants and other nodes. */
 export function removeDeadNodes(graph: Graph, nodes: readonly Node[]): void {
-  for (const node of [...nodes].reverse()) {
-    if (node.graph !== graph) continue;
+  const pending = [...nodes];
+  for (let node = pending.pop(); node; node = pending.pop()) {
+    if (node.graph !== graph || node.outputs.some((value) => value && isRead(graph, value))) continue;
     const inputs = node.inputs.filter((value): value is Value => value !== undefined);
-    if (node.outputs.some((value) => value && isRead(graph, value))) continue;
     graph.removeNode(node);
-    for (const value of inputs)
-      if (value.data && graph.find(value.name) === value && !graph.inputs.includes(value) && !isRead(graph, value))
-        graph.removeValue(value);
+    for (const value of inputs) {
+      if (graph.find(value.name) !== value || isRead(graph, value)) continue;
+      if (value.producer) pending.push(value.producer);
+      else if (value.data && !graph.inputs.includes(value)) graph.removeValue(value);
+    }
   }
 }
 

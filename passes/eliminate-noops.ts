@@ -31,7 +31,8 @@ export const eliminateNoops: Pass = {
 };
 
 function removeNoop(graph: Graph, node: Node, context: PassContext): boolean {
-  const same = NOOPS[node.op]?.(node, context) ?? sourceOfSameShape(node) ?? sourceOfCasts(node);
+  const same =
+    NOOPS[node.op]?.(node, context) ?? sourceOfSameShape(node) ?? sourceOfCasts(node) ?? sourceOfTransposes(node);
   const [output, ...others] = node.outputs;
   if (!same || !output || others.some((value) => value && (value.uses.size > 0 || graph.isOutput(value)))) return false;
   const outcome = bypass(graph, output, same, context);
@@ -171,16 +172,28 @@ function mustStay(graph: Graph, inner: Value, context: PassContext): boolean {
   return inner.uses.size > 1 || bondOf(graph, inner, context.module) !== undefined;
 }
 
-function joinTransposes(graph: Graph, node: Node, context: PassContext): boolean {
+/** The permutation of a Transpose over a Transpose, from the first one's input. */
+function jointPermutation(node: Node): number[] | undefined {
   const inner = node.inputs[0];
   const first = inner?.producer;
-  if (node.op !== 'Transpose' || first?.op !== 'Transpose' || first.domain !== '') return false;
+  if (node.op !== 'Transpose' || first?.op !== 'Transpose' || first.domain !== '') return undefined;
   const rank = knownShape(inner)?.length;
   const reverse = rank === undefined ? undefined : Array.from({ length: rank }, (_, axis) => rank - 1 - axis);
   const before = first.ints('perm') ?? reverse;
   const after = node.ints('perm') ?? reverse;
-  if (!before || !after || mustStay(graph, inner!, context)) return false;
-  const perm = after.map((axis) => before[axis]!);
+  return before && after?.map((axis) => before[axis]!);
+}
+
+/** A Transpose that undoes the one it reads. */
+function sourceOfTransposes(node: Node): Value | undefined {
+  const isUndone = jointPermutation(node)?.every((axis, index) => axis === index);
+  return isUndone && !node.input(0).encoding ? node.input(0).producer!.inputs[0] : undefined;
+}
+
+function joinTransposes(graph: Graph, node: Node, context: PassContext): boolean {
+  const perm = jointPermutation(node);
+  if (!perm || mustStay(graph, node.input(0), context)) return false;
+  const first = node.input(0).producer!;
   return join(graph, node, first, (build) =>
     build.emit('Transpose', [first.input(0)], { attributes: { perm: intsAttribute(perm) } }),
   );

@@ -1,0 +1,22 @@
+import type { Pass } from '../compiler/pass.ts';
+import { convertConstantNodes } from './convert-constant-nodes.ts';
+import { eliminateCommonSubexpressions } from './eliminate-common-subexpressions.ts';
+import { eliminateDeadCode } from './eliminate-dead-code.ts';
+import { eliminateNoops } from './eliminate-noops.ts';
+import { foldConstants } from './fold-constants.ts';
+
+/** What an ONNX import goes through; after it, every target sees the same few forms. Order matters: a reason per line. */
+export const simplify: readonly Pass[] = [
+  convertConstantNodes, // every later pass asks `data`, not for a producer named Constant
+  foldConstants, // shape arithmetic becomes numbers, so that no-ops can be recognised
+  eliminateNoops, // before CSE, so that two paths that differ by an Identity are equal
+  eliminateCommonSubexpressions, // exporters repeat masks, positions and rotary tables in every layer
+  eliminateDeadCode, // what folding and merging left behind
+];
+
+/** Every generic pass that needs no options, by name: for `--passes`, for tests and for the documentation. */
+export const PASSES: ReadonlyMap<string, Pass> = new Map(
+  [convertConstantNodes, eliminateCommonSubexpressions, eliminateDeadCode, eliminateNoops, foldConstants].map(
+    (pass) => [pass.name, pass],
+  ),
+);

@@ -29,7 +29,10 @@ export interface Kernels {
 
   /** f32 to i8. Throws QT010 for a weight that is not finite, QT012 for a scale that is not positive and finite. */
   quantizeI8(weights: Float32Array, layout: Layout, scales: Float32Array, range: QuantRange, target: Int8Array): void;
-  /** f32 to int4, two a byte, the first in the low half, rows without padding. Errors as quantizeI8, QT014. */
+  /**
+   * f32 to int4, two a byte, the first in the low half, rows without padding. Errors as quantizeI8; QT014 for a range beyond
+   * int4; QT015 for several blocks of an odd size above 131071.
+   */
   quantizeI4(weights: Float32Array, layout: Layout, scales: Float32Array, range: QuantRange, target: Uint8Array): void;
   /** i8 in -8..7 to packed int4; an odd count leaves the last high half 0. Throws QT014 for other integers. */
   packI4(source: Int8Array, target: Uint8Array): void;

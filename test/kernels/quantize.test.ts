@@ -51,6 +51,26 @@ describe('quantizing weights', () => {
     );
   });
 
+  it.each([3, 85])('keeps int4 pairs together where windows hold an odd number of blocks of %i', (block) => {
+    const layout = { rows: 40, columns: 3 * block, block };
+    const weights = gaussian(layout.rows * layout.columns, block);
+    const scales = absmaxScales(weights, layout, INT4);
+    const integers = new Int8Array(weights.length);
+    const packed = new Uint8Array(weights.length / 2);
+    const unpacked = new Int8Array(weights.length);
+    twin.quantizeI8(weights, layout, scales, INT4, integers);
+    smallWindows.quantizeI4(weights, layout, scales, INT4, packed);
+    smallWindows.unpackI4(packed, unpacked);
+    expect(unpacked).toEqual(integers);
+  });
+
+  it('refuses an odd block that is longer than a window, which no cut at whole bytes divides', () => {
+    const layout = { rows: 2, columns: 333, block: 333, name: 'w' };
+    const attempt = (): void =>
+      smallWindows.quantizeI4(new Float32Array(666), layout, Float32Array.of(1, 1), INT4, new Uint8Array(333));
+    expect(attempt).toThrow(expect.objectContaining({ code: 'QT015', where: 'w' }));
+  });
+
   it('errs by half a scale at most inside the limits, and clips outside', () => {
     const weight = fc.float({ min: -10, max: 10, noNaN: true });
     fc.assert(

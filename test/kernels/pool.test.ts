@@ -121,7 +121,9 @@ describe('kernel pool', () => {
     async (program) => {
       const copy = await mkdtemp(join(tmpdir(), 'npuc-pool-'));
       try {
-        await cp(join(dist, 'compiler'), join(copy, 'compiler'), { recursive: true });
+        for (const part of ['errors.js', 'ir', 'kernels']) {
+          await cp(join(dist, 'compiler', part), join(copy, 'compiler', part), { recursive: true });
+        }
         await writeFile(join(copy, 'package.json'), '{"type":"module"}');
         await writeFile(join(copy, 'compiler', 'kernels', 'pool-worker.js'), program);
         const search = `

@@ -4,7 +4,7 @@ import type { Graph, Node, Use, Value } from '../compiler/ir/graph.ts';
 import { insertCacheConversions, insertConversion } from '../passes/insert-conversions.ts';
 import { type Bits, computes, isReal, type PrecisionPlan, planPrecision, type ValueGroup } from './precision.ts';
 import { chooseRange } from './range.ts';
-import { compileMatch, type NumberFormat, type Recipe, type WeightForm } from './recipe.ts';
+import { cacheBits, compileMatch, type NumberFormat, type Recipe, type WeightForm } from './recipe.ts';
 import { conversionSource, movementRoot, type Statistics } from './statistics.ts';
 
 /** A weight that the plan wants quantized, and by which of its inputs' channels its error counts. */
@@ -38,7 +38,7 @@ export function prepareGraph(
 ): void {
   if (recipe.scheme === 'fp16') return;
   const activation = format.activation[recipe.activation];
-  if (format.cache[recipe.cache] !== activation.dtype) insertCacheConversions(graph);
+  if (format.cache[cacheBits(recipe, format)] !== activation.dtype) insertCacheConversions(graph);
   const precision = planPrecision(graph, opset, recipe, format, statistics);
   for (const value of [...graph.values]) {
     const group = precision.groups.get(value);

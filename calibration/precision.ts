@@ -1,6 +1,6 @@
 import type { Graph, Node, Value } from '../compiler/ir/graph.ts';
 import { findOp } from '../compiler/ops/index.ts';
-import { compileMatch, type NumberFormat, type Recipe } from './recipe.ts';
+import { cacheBits, compileMatch, type NumberFormat, type Recipe } from './recipe.ts';
 import type { Statistics } from './statistics.ts';
 
 export type Bits = 8 | 16;
@@ -98,8 +98,8 @@ export function planPrecision(
   }
   for (const group of new Set(groups.values())) {
     if (group.cache) {
-      group.bits = recipe.cache;
-      group.why = `key/value cache, ${format.cache[recipe.cache]}`;
+      group.bits = cacheBits(recipe, format);
+      group.why = `key/value cache, ${format.cache[group.bits]}`;
     } else if (group.why === '') {
       const readers = group.values.flatMap((value) => [...value.uses].map((use) => nodes.get(use.node)));
       group.bits = readers.includes(16) ? 16 : readers.includes(8) ? 8 : recipe.activation;

@@ -32,6 +32,8 @@ export interface QuantizedDecoder {
   readonly migration: Migration;
   /** A module with one lowered, prepared and encoded graph; weights are shared between calls by tensor identity. */
   stamp(request: GraphRequest): Module;
+  /** The same graph in float, from the checkpoint's own weights: the reference for values. */
+  lowerFloat(request: GraphRequest): Module;
 }
 
 export interface QuantizeInputs {
@@ -67,10 +69,14 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plain = await addHistograms(config, migration.weights, inputs.windows, plain, kernels, inputs.calibration);
   }
   const statistics = translateStatistics(plain, contract, config.layers);
-  const lower = (request: GraphRequest): Module => {
-    const module = buildDecoder(config, migration.weights, request.cache, true);
+  const lowerFloat = (request: GraphRequest, weights: DecoderWeights): Module => {
+    const module = buildDecoder(config, weights, request.cache, true);
     applyIoContract(module, contract, request);
     module.graph().name = request.name;
+    return module;
+  };
+  const lower = (request: GraphRequest): Module => {
+    const module = lowerFloat(request, migration.weights);
     prepareGraph(module.graph(), OPSET, recipe, format, statistics);
     return module;
   };
@@ -86,6 +92,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plan,
     weightEncodings,
     migration,
+    lowerFloat: (request) => lowerFloat(request, inputs.weights),
     stamp: (request) => {
       const module = lower(request);
       if (recipe.scheme !== 'fp16') applyPlan(module.graph(), OPSET, plan, weightEncodings);

@@ -106,6 +106,11 @@ export interface NumberFormat {
   readonly floatConstants: ReadonlySet<string>;
 }
 
+/** Width of the cache for a target: one without mixed products would convert the whole cache at every step. */
+export function cacheBits(recipe: Recipe, format: NumberFormat): 8 | 16 {
+  return format.mixedProducts ? recipe.cache : recipe.activation;
+}
+
 const unit = (dtype: ActivationType, scale: number, zero = 0): Encoding => ({
   dtype,
   scale: Float32Array.of(scale),

@@ -56,6 +56,7 @@ export const ERROR_TITLES = {
   QN010: 'graph is not taken whole by the HTP',
   QN011: 'HTP compiler failed',
   QN012: 'compiled for another SoC',
+  QN013: 'binary differs from what was asked for',
   QN014: 'context binary cannot be read',
   RT010: 'operator has no reference semantics',
   RT011: 'graph input is missing or of the wrong type',

@@ -22,9 +22,9 @@ export interface TargetReport {
 /** A chunk run on an engine and on its reference from the same integers. */
 export interface ChunkReport {
   readonly tokens: number;
-  /** dB of the logits against the QDQ twin and against the float model. */
-  readonly sqnrToTwin: number;
-  readonly sqnrToFloat: number;
+  /** dB of the logits against the float model. */
+  readonly sqnr: number;
+  readonly divergence: number;
   readonly topAgreement: number;
   /** Seconds of one prefill chunk and of one decoded token on this machine. */
   readonly secondsPerChunk: number;

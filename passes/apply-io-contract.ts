@@ -42,7 +42,6 @@ export function applyIoContract(module: Module, contract: IoContract, shape: Con
   new ContractLowering(graph, contract, shape).run();
   graph.properties.set('tokens', shape.tokens);
   graph.properties.set('cache', shape.cache);
-  graph.prune();
 }
 
 /** Holds what the steps of one lowering share; used once. */
@@ -76,6 +75,7 @@ class ContractLowering {
     }
     for (const port of this.graph.states.values()) this.graph.outputs.push(port.output);
     this.graph.sortNodes();
+    this.graph.prune();
     this.orderInputs();
   }
 

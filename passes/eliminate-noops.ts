@@ -1,9 +1,9 @@
-import { sameShape } from '../compiler/ir/dims.ts';
 import type { DType } from '../compiler/ir/dtype.ts';
-import { type Graph, intsAttribute, type Node, type Shape, type Value } from '../compiler/ir/graph.ts';
+import { type Graph, intsAttribute, type Node, type Value } from '../compiler/ir/graph.ts';
 import { soleNumber } from '../compiler/match.ts';
 import type { Pass, PassContext } from '../compiler/pass.ts';
 import { Builder, bondOf, bypass, removeDeadNodes, replaceByFresh } from '../compiler/rewrite.ts';
+import { knownDType, knownShape, sameKnownShape } from '../compiler/value-facts.ts';
 
 /**
  *     %y = Identity(%x), Dropout(%x), Cast to the same type, Reshape to the same shape, Transpose that moves nothing,
@@ -88,26 +88,12 @@ function when(node: Node, condition: boolean | undefined): Value | undefined {
   return condition ? node.inputs[0] : undefined;
 }
 
-function knownDType(value: Value | undefined): DType | undefined {
-  return value?.type?.kind === 'tensor' ? value.type.dtype : undefined;
-}
-
-function knownShape(value: Value | undefined): Shape | undefined {
-  return value?.type?.kind === 'tensor' ? value.type.shape : undefined;
-}
-
 function sameDType(node: Node): boolean {
   return knownDType(node.inputs[0]) === knownDType(node.outputs[0]);
 }
 
 function keepsShape(node: Node): boolean {
   return sameKnownShape(node.inputs[0], node.outputs[0]);
-}
-
-function sameKnownShape(a: Value | undefined, b: Value | undefined): boolean {
-  const from = knownShape(a);
-  const to = knownShape(b);
-  return from !== undefined && to !== undefined && sameShape(from, to);
 }
 
 function numbers(value: Value | undefined): number[] | undefined {
@@ -194,7 +180,7 @@ function joinTransposes(graph: Graph, node: Node, context: PassContext): boolean
   const perm = jointPermutation(node);
   if (!perm || mustStay(graph, node.input(0), context)) return false;
   const first = node.input(0).producer!;
-  return join(graph, node, first, (build) =>
+  return join(graph, node, context, (build) =>
     build.emit('Transpose', [first.input(0)], { attributes: { perm: intsAttribute(perm) } }),
   );
 }
@@ -209,11 +195,14 @@ function joinReshapes(graph: Graph, node: Node, context: PassContext): boolean {
   const symbolic = shape.filter((dim) => typeof dim !== 'number').length;
   if (symbolic > 1 || shape.includes(0)) return false;
   const target = shape.map((dim) => (typeof dim === 'number' ? dim : -1));
-  return join(graph, node, first, (build) => build.emit('Reshape', [first.input(0), build.integers('shape', target)]));
+  return join(graph, node, context, (build) =>
+    build.emit('Reshape', [first.input(0), build.integers('shape', target)]),
+  );
 }
 
-function join(graph: Graph, node: Node, first: Node, make: (build: Builder) => Value): boolean {
-  const build = new Builder(graph, node, [...first.from, ...node.from]);
+function join(graph: Graph, node: Node, context: PassContext, make: (build: Builder) => Value): boolean {
+  const first = node.input(0).producer!;
+  const build = new Builder(graph, node, [...first.from, ...node.from], context.opset());
   replaceByFresh(graph, node.output(), make(build));
   removeDeadNodes(graph, [first]);
   return true;

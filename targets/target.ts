@@ -26,6 +26,8 @@ export interface ManifestGraph {
   readonly file: string;
   /** Signature or partition inside the file, where it holds several graphs. */
   readonly entry?: string;
+  /** The QDQ model that it was compiled from, where the artifact itself cannot be executed here. */
+  readonly source?: string;
 }
 
 /** One target's part of the manifest: enough to run the artifact without the checkpoint. */

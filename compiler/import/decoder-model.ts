@@ -1,5 +1,6 @@
 import { NpucError } from '../errors.ts';
 import type { Module } from '../ir/graph.ts';
+import type { Tensor } from '../ir/tensor.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import type { DecoderConfig } from './huggingface/config.ts';
 import { parseDecoderConfig } from './huggingface/config.ts';
@@ -10,6 +11,8 @@ export interface DecoderModel {
   readonly checkpoint: Checkpoint;
   readonly config: DecoderConfig;
   readonly weights: DecoderWeights;
+  /** Rows of the embedding table, f32 [ids.length, hiddenSize]. */
+  readonly embed: (ids: readonly number[]) => Float32Array;
 }
 
 /** @throws IM401..IM404, IM405 when the tokenizer does not fit the vocabulary */
@@ -24,7 +27,19 @@ export function readDecoderModel(checkpoint: Checkpoint): DecoderModel {
       hint: 'tokenizer.json belongs to another checkpoint',
     });
   }
-  return { checkpoint, config, weights };
+  const embed = lookUpRows(weights.get('model.embed_tokens.weight')!, config.hiddenSize);
+  return { checkpoint, config, weights, embed };
+}
+
+/** Looks rows up in a table that is read once, when the first row is asked for. */
+function lookUpRows(table: Tensor, width: number): (ids: readonly number[]) => Float32Array {
+  let floats: Float32Array | undefined;
+  return (ids) => {
+    floats ??= table.toFloats();
+    const rows = new Float32Array(ids.length * width);
+    for (const [i, id] of ids.entries()) rows.set(floats.subarray(id * width, (id + 1) * width), i * width);
+    return rows;
+  };
 }
 
 /**

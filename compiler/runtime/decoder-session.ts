@@ -69,6 +69,11 @@ export class DecoderSession {
     this.reset();
   }
 
+  /** The engine that runs the graphs. */
+  get engine(): string {
+    return this.#graphs.values().next().value!.engine;
+  }
+
   /** Tokens in the cache. */
   get length(): number {
     return this.#length;

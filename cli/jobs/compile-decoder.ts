@@ -1,0 +1,233 @@
+import { copyFileSync, existsSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { calibrationShape, collectDecoderStatistics, cutWindows } from '../../calibration/decoder-statistics.ts';
+import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
+import type { Recipe } from '../../calibration/recipe.ts';
+import type { ValueStatistics } from '../../calibration/statistics.ts';
+import { readTokens, type TokenText } from '../../calibration/texts.ts';
+import { NpucError } from '../../compiler/errors.ts';
+import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
+import { buildDecoder, type DecoderModel, readDecoderModel } from '../../compiler/import/decoder-model.ts';
+import { wasmKernels } from '../../compiler/kernels/index.ts';
+import type { Progress } from '../../compiler/progress.ts';
+import { type EvaluationOptions, evaluateTargets } from '../../evaluation/evaluate-targets.ts';
+import { openTargets } from '../../evaluation/open-targets.ts';
+import type { Report } from '../../evaluation/report.ts';
+import { writeReport } from '../../evaluation/write-report.ts';
+import { decoderTargets, formatOf } from '../../targets/index.ts';
+import { describeFile, type Manifest, type ManifestFile, writeManifest } from '../../targets/manifest.ts';
+import { findToolchain } from '../../targets/qnn/toolchain.ts';
+import type { Soc } from '../../targets/socs.ts';
+import type { ManifestTarget, TargetName } from '../../targets/target.ts';
+import { openOutputFolder } from './output-folder.ts';
+import { planSizes, type SizePlan } from './plan-sizes.ts';
+import { version } from './version.ts';
+
+export interface CompileOptions {
+  readonly source: string;
+  readonly out: string;
+  readonly soc: Soc;
+  readonly targets: readonly TargetName[];
+  readonly recipe: Recipe;
+  readonly tokens: readonly number[];
+  readonly cache: number;
+  readonly allowExtrapolation: boolean;
+  readonly calibrationText: string;
+  readonly calibrationWindows: number;
+  readonly evaluation: EvaluationOptions;
+  readonly threads: number;
+  readonly force: boolean;
+  readonly progress: Progress;
+}
+
+export interface CompileResult {
+  readonly manifest: Manifest;
+  readonly report: Report;
+}
+
+/** What a dry run prints: decisions and sizes, nothing written. */
+export interface DryRun {
+  readonly sizes: SizePlan;
+  readonly recipe: Recipe;
+}
+
+/** Checks everything that can be checked before work starts. @throws IM and CL errors */
+export async function openDecoder(
+  options: Pick<CompileOptions, 'source' | 'tokens' | 'cache' | 'allowExtrapolation'>,
+): Promise<DecoderModel> {
+  const checkpoint = await openCheckpoint(options.source);
+  const model = readDecoderModel(checkpoint);
+  for (const tokens of options.tokens) {
+    if (tokens >= options.cache) {
+      throw new NpucError('IM410', {
+        message: `--cache ${options.cache} is not larger than --tokens ${tokens}`,
+        hint: 'the cache is the whole context that a graph sees, the new tokens included',
+      });
+    }
+  }
+  buildDecoder(model.config, model.weights, options.cache, options.allowExtrapolation);
+  if (!checkpoint.tokenizer) {
+    throw new NpucError('IM110', {
+      message: 'the checkpoint has no tokenizer.json',
+      where: options.source,
+      hint: 'calibration needs it',
+    });
+  }
+  return model;
+}
+
+/** The plan of a compile without doing it. */
+export async function planDecoder(options: CompileOptions): Promise<DryRun> {
+  const model = await openDecoder(options);
+  return { sizes: planSizes(model.config, options.recipe, options.tokens, options.cache), recipe: options.recipe };
+}
+
+/**
+ * Compiles a checkpoint for every asked target, runs what was written, and compares it with the float model.
+ * The output folder appears at the end, whole; on any error nothing is left.
+ */
+export async function compileDecoder(options: CompileOptions): Promise<CompileResult> {
+  const { progress } = options;
+  progress.stage('read checkpoint');
+  const model = await openDecoder(options);
+  const { checkpoint, config } = model;
+  const output = openOutputFolder(options.out, options.force);
+  try {
+    const digest = await checkpoint.digest({ progress: (done, total) => progress.update(done, total) });
+    const calibration = readCalibration(options, model);
+    progress.stage('calibrate');
+    const statistics = await collectDecoderStatistics(config, model.weights, calibration.windows, {
+      onProgress: (done, total) => progress.update(done, total),
+    });
+    const toolchain = findToolchain('qnn');
+    const targets: Partial<Record<TargetName, ManifestTarget>> = {};
+    const decoders = new Map<TargetName, QuantizedDecoder>();
+    for (const name of options.targets) {
+      const target = decoderTargets[name];
+      progress.stage(`quantize for ${name}`);
+      const decoder = await quantize(model, statistics, calibration.windows, options, name);
+      decoders.set(name, decoder);
+      progress.stage(`emit ${name}`);
+      targets[name] = await target.emit(decoder, {
+        out: output.partial,
+        soc: options.soc,
+        shapes: { tokens: options.tokens, cache: options.cache },
+        threads: options.threads,
+        progress,
+        ...(toolchain ? { toolchain } : {}),
+      });
+    }
+    const tokenizer = copyTokenizer(checkpoint.where, output.partial);
+    progress.stage('evaluate');
+    const opened = await openTargets(output.partial, targets, options.soc, toolchain);
+    const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer]
+      .sort()
+      .map((path) => describeFile(output.partial, path));
+    const report = await evaluateTargets({
+      model,
+      decoders,
+      targets,
+      sessions: opened,
+      bytes: shippedBytes(targets, files),
+      tokens: options.tokens,
+      cache: options.cache,
+      soc: options.soc.name,
+      prefix: startTokens(model),
+      options: options.evaluation,
+      progress,
+    });
+    for (const session of opened.values()) await session.close();
+    const manifest: Manifest = {
+      format: 1,
+      npuc: version(),
+      source: { name: checkpoint.name, digest, architecture: config.architecture },
+      soc: { name: options.soc.name, arch: `v${options.soc.arch}` },
+      recipe: options.recipe,
+      shapes: { tokens: options.tokens, cache: options.cache },
+      calibration: {
+        digest: calibration.text.digest,
+        windows: calibration.windows.length,
+        windowTokens: calibration.windows[0]?.length ?? 0,
+      },
+      toolchain: toolchain?.versions ?? {},
+      targets,
+      tokenizer,
+      files,
+    };
+    writeManifest(output.partial, manifest);
+    writeReport(output.partial, report);
+    progress.finish();
+    writeFileSync(join(output.partial, 'timings.json'), `${JSON.stringify(progress.stages, undefined, 1)}\n`);
+    output.commit();
+    return { manifest, report };
+  } catch (error) {
+    output.discard();
+    throw error;
+  } finally {
+    checkpoint.close();
+  }
+}
+
+/** Bytes that go to the phone: without the sources that a target keeps beside its artifact. */
+function shippedBytes(
+  targets: Partial<Record<TargetName, ManifestTarget>>,
+  files: readonly ManifestFile[],
+): Partial<Record<TargetName, number>> {
+  const bytes = new Map(files.map((file) => [file.path, file.bytes]));
+  return Object.fromEntries(
+    Object.entries(targets).map(([name, target]) => [
+      name,
+      target.files.filter((path) => !path.includes('/qdq/')).reduce((sum, path) => sum + bytes.get(path)!, 0),
+    ]),
+  );
+}
+
+interface Calibration {
+  readonly text: TokenText;
+  readonly windows: readonly (readonly number[])[];
+}
+
+function readCalibration(options: CompileOptions, model: DecoderModel): Calibration {
+  const tokenizer = model.checkpoint.tokenizer!;
+  const shape = calibrationShape(model.config);
+  const text = readTokens(options.calibrationText, tokenizer, options.calibrationWindows * shape.window, shape.window);
+  const prefix = startTokens(model);
+  return { text, windows: cutWindows(text.ids, shape, options.calibrationWindows, prefix) };
+}
+
+/** The start token, where the checkpoint's tokenizer adds one to every text. */
+export function startTokens(model: DecoderModel): number[] {
+  const tokenizer = model.checkpoint.tokenizer!;
+  const [first] = tokenizer.encode('', { addSpecialTokens: true });
+  return first === undefined || first !== tokenizer.bosId ? [] : [first];
+}
+
+async function quantize(
+  model: DecoderModel,
+  statistics: ReadonlyMap<string, ValueStatistics>,
+  windows: Calibration['windows'],
+  options: CompileOptions,
+  name: TargetName,
+): Promise<QuantizedDecoder> {
+  const { progress } = options;
+  return await quantizeDecoder({
+    config: model.config,
+    weights: model.weights,
+    statistics,
+    windows,
+    recipe: options.recipe,
+    ...formatOf(name),
+    kernels: wasmKernels,
+    onWeight: (done, total) => progress.update(done, total),
+  });
+}
+
+/** Tokenizer files beside the artifact, so that it runs without the checkpoint. */
+function copyTokenizer(folder: string, out: string): string[] {
+  const names = ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'chat_template.jinja'];
+  return names.filter((name) => {
+    if (!existsSync(join(folder, name))) return false;
+    copyFileSync(join(folder, name), join(out, name));
+    return true;
+  });
+}

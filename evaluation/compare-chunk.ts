@@ -1,0 +1,45 @@
+import type { DecoderSession } from '../compiler/runtime/decoder-session.ts';
+import { addLogits, emptyLogitSums, reportLogits } from './logits.ts';
+import type { ChunkReport } from './report.ts';
+
+/** Tokens decoded after the chunk, each fed to both engines: the float model's own greedy choice. */
+const DECODED = 4;
+
+/**
+ * One prefill chunk and the first decoded tokens on a slow engine beside the float model, timed on this machine.
+ */
+export async function compareChunk(
+  reference: DecoderSession,
+  session: DecoderSession,
+  ids: readonly number[],
+  prefix: readonly number[],
+): Promise<ChunkReport> {
+  const sums = emptyLogitSums();
+  const window = [...prefix, ...ids];
+  reference.reset();
+  session.reset();
+  const expected = await reference.feed(window, 'all');
+  const started = performance.now();
+  const got = await session.feed(window, 'all');
+  const secondsPerChunk = (performance.now() - started) / 1000;
+  for (let i = prefix.length; i + 1 < window.length; i++) addLogits(sums, expected[i]!, got[i]!, window[i + 1]!);
+  const decodeStarted = performance.now();
+  let decoded = 0;
+  let last = expected.at(-1)!;
+  while (decoded < DECODED && reference.room > 0 && session.room > 0) {
+    const next = last.indexOf(last.reduce((a, b) => Math.max(a, b)));
+    last = (await reference.feed([next]))[0]!;
+    const other = (await session.feed([next]))[0]!;
+    addLogits(sums, last, other, next);
+    decoded++;
+  }
+  const report = reportLogits(sums);
+  return {
+    tokens: window.length,
+    sqnr: report.sqnr,
+    topAgreement: report.topAgreement,
+    divergence: report.divergence,
+    secondsPerChunk,
+    secondsPerToken: decoded > 0 ? (performance.now() - decodeStarted) / 1000 / decoded : 0,
+  };
+}

@@ -1,0 +1,25 @@
+import { htpFormat, litertFormat, type NumberFormat, onnxFormat } from '../calibration/recipe.ts';
+import { genieContract, type IoContract, litertNpuContract, plainContract } from '../passes/io-contract.ts';
+import { onnxTarget } from './onnx/onnx-target.ts';
+import { qnnTarget } from './qnn/qnn-target.ts';
+import type { DecoderTarget, TargetName } from './target.ts';
+
+/** Every target that compiles decoders. */
+export const decoderTargets: Readonly<Record<TargetName, DecoderTarget>> = {
+  onnx: onnxTarget,
+  qnn: qnnTarget,
+} as unknown as Readonly<Record<TargetName, DecoderTarget>>;
+
+export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite'];
+
+/** The number format and the I/O contract of a target. */
+export function formatOf(name: TargetName): { readonly format: NumberFormat; readonly contract: IoContract } {
+  switch (name) {
+    case 'onnx':
+      return { format: onnxFormat, contract: plainContract };
+    case 'qnn':
+      return { format: htpFormat, contract: genieContract };
+    case 'tflite':
+      return { format: litertFormat, contract: litertNpuContract };
+  }
+}

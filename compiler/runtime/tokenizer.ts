@@ -2,7 +2,7 @@ import { Tokenizer as HubTokenizer } from '@huggingface/tokenizers';
 import { NpucError } from '../errors.ts';
 import { type ChatMessage, type ChatOptions, renderChatTemplate } from './chat-template.ts';
 import { type DecodeStream, streamDecode } from './decode-stream.ts';
-import { mendTokenizerJson } from './mend-tokenizer.ts';
+import { type EngineDecoder, mendDecoder, mendTokenizerJson } from './mend-tokenizer.ts';
 
 type JsonObject = Readonly<Record<string, unknown>>;
 
@@ -49,6 +49,16 @@ export interface TokenizerSources {
   readonly where?: string;
 }
 
+/** What is used of @huggingface/tokenizers' class (its type declarations do not resolve under nodenext). */
+interface Engine {
+  readonly model: { readonly vocab: readonly string[] };
+  readonly decoder: EngineDecoder | null;
+  encode(text: string, options: { add_special_tokens: boolean }): { ids: number[] };
+  decode(ids: number[], options: { skip_special_tokens: boolean; clean_up_tokenization_spaces: boolean }): string;
+  token_to_id(token: string): number | undefined;
+  id_to_token(id: number): string | undefined;
+}
+
 /**
  * Makes a tokenizer from the contents of tokenizer.json and tokenizer_config.json.
  * @throws IM131 tokenizer.json is not usable
@@ -61,14 +71,15 @@ export function loadTokenizer(
   const refuse = (message: string, cause?: unknown): never => {
     throw new NpucError('IM131', { message: `tokenizer.json: ${message}`, where: sources.where, cause });
   };
-  let engine: HubTokenizer;
+  let engine: Engine;
   try {
-    engine = new HubTokenizer(mendTokenizerJson(tokenizerJson), tokenizerConfig);
+    engine = new HubTokenizer(mendTokenizerJson(tokenizerJson), tokenizerConfig) as Engine;
+    mendDecoder(engine.decoder);
   } catch (cause) {
     if (cause instanceof NpucError) throw cause;
     return refuse((cause as Error).message, cause);
   }
-  const vocabSize = engine.model?.vocab.length ?? 0;
+  const vocabSize = engine.model.vocab.length;
   if (vocabSize === 0) refuse('the vocabulary is empty');
 
   const encode = (text: string, addSpecialTokens: boolean): number[] => {

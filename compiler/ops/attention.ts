@@ -12,8 +12,8 @@ import { concatData, transposeData } from './movement.ts';
 import { defineOp, type InferContext, type OpDefinition } from './op.ts';
 import { inputDtype, nodeName, typeOrUnknown } from './shape-rules.ts';
 
-/** [batch, tokens, heads * size] to [batch, heads, tokens, size]; 4-D tensors are in that layout already. */
-function splitHeads(x: TensorData, heads: number, where: string): TensorData {
+/** [batch, tokens, heads * size] to [batch, heads, tokens, size]; 4-D tensors are in that layout already. @throws IR022 */
+export function splitHeads(x: TensorData, heads: number, where: string): TensorData {
   if (x.shape.length === 4) return x;
   const [batch, tokens, hidden] = x.shape as [number, number, number];
   if (heads === 0 || hidden % heads !== 0)
@@ -221,28 +221,42 @@ const attention = defineOp({
   },
 });
 
+/** How rotateHeads reads its input. */
+interface RotaryOptions {
+  /** Heads of a 3-D input. */
+  readonly heads: number;
+  /** Leading features of a head that turn; 0 for all. */
+  readonly rotated: number;
+  readonly interleaved: boolean;
+  readonly where: string;
+}
+
 /**
  * Rotary position embedding of [batch, heads, tokens, size] or [batch, tokens, heads * size]: pairs (x1, x2) become
  * (cos x1 - sin x2, sin x1 + cos x2); a pair is the two halves, or neighbours when interleaved. The tables are
- * [positions, size / 2] with position_ids, else [batch, tokens, size / 2].
+ * [positions, size / 2] with position ids, else [batch, tokens, size / 2]. @throws IR020, IR022 when these do not fit
  */
-function rotate(x: TensorData, cos: TensorData, sin: TensorData, ids: TensorData | undefined, node: Node): TensorData {
-  const where = nodeName(node);
+export function rotateHeads(
+  x: TensorData,
+  cos: TensorData,
+  sin: TensorData,
+  ids: TensorData | undefined,
+  options: RotaryOptions,
+): TensorData {
+  const { where, interleaved } = options;
   const fourD = x.shape.length === 4;
   const batch = x.shape[0]!;
-  const heads = fourD ? x.shape[1]! : node.int('num_heads', 0);
+  const heads = fourD ? x.shape[1]! : options.heads;
   const tokens = fourD ? x.shape[2]! : x.shape[1]!;
   if (heads === 0) throw new NpucError('IR022', { message: 'a 3-D input needs num_heads', where });
   const size = elementCount(x.shape) / (batch * heads * tokens);
-  const rotated = node.int('rotary_embedding_dim', 0) || size;
-  const half = rotated / 2;
+  const half = (options.rotated || size) / 2;
   if (cos.shape[cos.shape.length - 1] !== half)
     throw new NpucError('IR020', { message: `tables [${cos.shape}] are not ${half} wide`, where });
-  const interleaved = node.int('interleaved', 0) === 1;
   const [source, cosines, sines] = [readFloats(x), readFloats(cos), readFloats(sin)];
   const positions = ids && readReals(ids);
   // A single id is the position of the first token (the form of com.microsoft).
-  const offset = positions && positions.length === 1 && batch * tokens > 1 ? positions[0]! : undefined;
+  const offset = positions && positions.length === 1 ? positions[0]! : undefined;
   const out = Float64Array.from(source);
   for (let b = 0; b < batch; b++) {
     for (let t = 0; t < tokens; t++) {
@@ -261,6 +275,15 @@ function rotate(x: TensorData, cos: TensorData, sin: TensorData, ids: TensorData
     }
   }
   return castData({ dtype: 'f64', shape: x.shape, data: out }, x.dtype);
+}
+
+function rotate(x: TensorData, cos: TensorData, sin: TensorData, ids: TensorData | undefined, node: Node): TensorData {
+  return rotateHeads(x, cos, sin, ids, {
+    heads: node.int('num_heads', 0),
+    rotated: node.int('rotary_embedding_dim', 0),
+    interleaved: node.int('interleaved', 0) === 1,
+    where: nodeName(node),
+  });
 }
 
 function inferLikeFirst(context: InferContext): readonly (ValueType | undefined)[] {

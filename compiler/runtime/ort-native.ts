@@ -151,6 +151,9 @@ export class NativeHost {
             ...options.providerOptions,
           },
           sessionConfig: {
+            // By default ONNX Runtime runs int4 and int8 MatMul weights with activations rounded to 8 bits (50 dB from
+            // what the QDQ model says); level 1 is exact f32.
+            ...(qnn ? {} : { 'session.qdq_matmulnbits_accuracy_level': '1' }),
             ...options.sessionConfig,
             // Without this nodes that the NPU refuses run on the CPU, silently.
             ...(qnn ? { 'session.disable_cpu_ep_fallback': '1' } : {}),

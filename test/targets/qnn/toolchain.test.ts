@@ -1,0 +1,208 @@
+import { execFileSync, spawn } from 'node:child_process';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { readZipDirectory, unpackZipEntry } from '../../../targets/qnn/read-zip.ts';
+import {
+  cacheFolder,
+  fetchLicence,
+  findToolchain,
+  installToolchain,
+  requireToolchain,
+  toolchainRoot,
+  toolchainStatus,
+} from '../../../targets/qnn/toolchain.ts';
+import { toolchain } from './toolchain-or-skip.ts';
+
+const WHEELS = [
+  { file: 'onnxruntime-1.32.0-cp311-cp311-manylinux_2_28_x86_64.whl', project: 'onnxruntime==1.32.0' },
+  { file: 'onnxruntime_qnn-2.7.0-cp311-cp311-manylinux_2_35_x86_64.whl', project: 'onnxruntime-qnn==2.7.0' },
+];
+const real = { platform: process.platform, cache: process.env.NPUC_CACHE };
+let folder: string;
+
+function pretendPlatform(platform: string): void {
+  Object.defineProperty(process, 'platform', { value: platform });
+}
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'npuc-test-'));
+  process.env.NPUC_CACHE = join(folder, 'cache');
+});
+afterEach(() => {
+  pretendPlatform(real.platform);
+  if (real.cache === undefined) delete process.env.NPUC_CACHE;
+  else process.env.NPUC_CACHE = real.cache;
+  rmSync(folder, { recursive: true, force: true });
+});
+
+describe('toolchain', () => {
+  test('the cache folder follows NPUC_CACHE, XDG_CACHE_HOME, then the home folder', () => {
+    expect(cacheFolder()).toBe(join(folder, 'cache'));
+    const xdg = process.env.XDG_CACHE_HOME;
+    try {
+      delete process.env.NPUC_CACHE;
+      process.env.XDG_CACHE_HOME = '/some/where';
+      expect(cacheFolder()).toBe('/some/where/npuc');
+      process.env.XDG_CACHE_HOME = 'relative';
+      expect(cacheFolder()).toMatch(/\/\.cache\/npuc$/);
+    } finally {
+      if (xdg === undefined) delete process.env.XDG_CACHE_HOME;
+      else process.env.XDG_CACHE_HOME = xdg;
+    }
+  });
+
+  test('other hosts get one clear error', async () => {
+    pretendPlatform('darwin');
+    const refusal = { code: 'QN002', message: expect.stringMatching(/darwin .*linux x64 only/) };
+    expect(() => requireToolchain('qnn')).toThrow(expect.objectContaining(refusal));
+    await expect(installToolchain('qnn', { acceptLicence: true })).rejects.toMatchObject(refusal);
+    expect(findToolchain('qnn')).toBeUndefined();
+    expect(toolchainStatus()[0]).toMatchObject({ state: 'host-unsupported' });
+    expect(existsSync(join(folder, 'cache'))).toBe(false);
+  });
+});
+
+// What follows needs a supported host, which the installed toolchain proves.
+describe.skipIf(!toolchain)('toolchain on a supported host', () => {
+  test('without the licence accepted nothing is downloaded', async () => {
+    expect(toolchainStatus()).toMatchObject([{ name: 'qnn', state: 'absent' }]);
+    expect(() => requireToolchain('qnn')).toThrow(expect.objectContaining({ code: 'QN001' }));
+    await expect(installToolchain('qnn', { acceptLicence: false })).rejects.toMatchObject({
+      code: 'QN003',
+      hint: expect.stringMatching(/--accept-licence.*Qualcomm_LICENSE\.pdf/s),
+    });
+    expect(existsSync(join(folder, 'cache'))).toBe(false);
+  });
+
+  test('a missing wheel, a wrong wheel, and no pip are told apart and leave nothing installed', async () => {
+    const wheels = join(folder, 'wheels');
+    mkdirSync(wheels);
+    const install = () => installToolchain('qnn', { acceptLicence: true, wheels });
+    await expect(install()).rejects.toMatchObject({
+      code: 'QN004',
+      hint: expect.stringMatching(/pip download .*onnxruntime==1\.32\.0/),
+    });
+    writeFileSync(join(wheels, WHEELS[0]!.file), 'another file');
+    await expect(install()).rejects.toMatchObject({
+      code: 'QN005',
+      message: expect.stringMatching(/has SHA-256 [0-9a-f]{64}/),
+    });
+    process.env.NPUC_PYTHON = join(folder, 'no-python');
+    try {
+      await expect(installToolchain('qnn', { acceptLicence: true })).rejects.toMatchObject({
+        code: 'QN004',
+        message: expect.stringMatching(/no Python with pip/),
+      });
+    } finally {
+      delete process.env.NPUC_PYTHON;
+    }
+    expect(readdirSync(join(folder, 'cache', 'toolchains'))).toEqual([]);
+    expect(findToolchain('qnn')).toBeUndefined();
+  });
+
+  test('a cache that cannot be a folder is an error of the cache', async () => {
+    writeFileSync(join(folder, 'cache'), '');
+    await expect(installToolchain('qnn', { acceptLicence: true })).rejects.toMatchObject({ code: 'IO002' });
+  });
+
+  test('two installs at once, a damaged kept wheel, a leftover and a damaged install all end well', async () => {
+    const wheels = join(folder, 'wheels');
+    for (const { file, project } of WHEELS) {
+      const platform = /manylinux_\d+_\d+_x86_64/.exec(file)![0];
+      const tags = ['--python-version', '3.11', '--implementation', 'cp', '--abi', 'cp311', '--platform', platform];
+      const pip = [
+        '-m',
+        'pip',
+        'download',
+        '-q',
+        '--no-deps',
+        '--only-binary=:all:',
+        ...tags,
+        '--dest',
+        wheels,
+        project,
+      ];
+      execFileSync(process.env.NPUC_PYTHON ?? 'python3', pip);
+      expect(existsSync(join(wheels, file))).toBe(true);
+    }
+    const toolchains = join(folder, 'cache', 'toolchains');
+    mkdirSync(toolchains, { recursive: true });
+    writeFileSync(join(toolchains, WHEELS[0]!.file), 'cut off by a crash');
+    copyFileSync(join(wheels, WHEELS[1]!.file), join(toolchains, WHEELS[1]!.file));
+
+    expect(await fetchLicence('qnn', { wheels })).toMatch(/qnn-2\.7\.0-Qualcomm_LICENSE\.pdf$/);
+    let root = dirname(fileURLToPath(import.meta.url));
+    while (!existsSync(join(root, 'package.json'))) root = dirname(root);
+    const script = `
+      import { installToolchain } from ${JSON.stringify(join(root, 'dist/targets/qnn/toolchain.js'))};
+      const { root } = await installToolchain('qnn', { acceptLicence: true, wheels: ${JSON.stringify(wheels)} });
+      console.log(root);`;
+    const run = () =>
+      new Promise<string>((done) => {
+        const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+          stdio: ['ignore', 'pipe', 'pipe'],
+        });
+        let output = '';
+        for (const stream of [child.stdout, child.stderr]) stream.on('data', (text) => (output += String(text)));
+        child.once('close', () => done(output.trim()));
+      });
+    expect(await Promise.all([run(), run()])).toEqual([toolchainRoot('qnn'), toolchainRoot('qnn')]);
+    expect(readdirSync(toolchains).filter((name) => name.includes('partial'))).toEqual([]);
+
+    const installed = requireToolchain('qnn');
+    expect(existsSync(installed.licenceFile)).toBe(true);
+    expect(existsSync(join(installed.qnnLibraryFolder, 'libQnnHtp.so'))).toBe(true);
+    expect(await fetchLicence('qnn')).toBe(installed.licenceFile);
+    const stages: string[] = [];
+    await installToolchain('qnn', { acceptLicence: true, progress: (event) => stages.push(event.stage) });
+    expect(stages).toEqual([]);
+
+    truncateSync(installed.onnxruntimeLibrary, 1000);
+    expect(findToolchain('qnn')).toBeUndefined();
+    expect(toolchainStatus()[0]).toMatchObject({ state: 'damaged', reason: expect.stringMatching(/libonnxruntime/) });
+    expect(() => requireToolchain('qnn')).toThrow(expect.objectContaining({ code: 'QN006' }));
+    await installToolchain('qnn', { acceptLicence: true, wheels });
+    expect(findToolchain('qnn')?.root).toBe(toolchainRoot('qnn'));
+  }, 180_000);
+});
+
+describe('reading zip archives', () => {
+  test('damaged archives and entries are refused', async () => {
+    const zip = join(folder, 'a.zip');
+    const make =
+      "import sys, zipfile; z = zipfile.ZipFile(sys.argv[1], 'w', zipfile.ZIP_DEFLATED); z.writestr('a/b.txt', 'hello ' * 1000); z.writestr('c', 'x'); z.close()";
+    execFileSync('python3', ['-c', make, zip]);
+    const entries = readZipDirectory(zip);
+    expect(entries.map((entry) => [entry.name, entry.size])).toEqual([
+      ['a/b.txt', 6000],
+      ['c', 1],
+    ]);
+    await unpackZipEntry(zip, entries[0]!, join(folder, 'b.txt'));
+    await expect(unpackZipEntry(zip, { ...entries[0]!, crc: 1 }, join(folder, 'b2.txt'))).rejects.toMatchObject({
+      code: 'IO003',
+    });
+    await expect(unpackZipEntry(zip, { ...entries[0]!, method: 14 }, join(folder, 'b3.txt'))).rejects.toMatchObject({
+      code: 'IO003',
+    });
+    await expect(
+      unpackZipEntry(zip, { ...entries[0]!, headerOffset: 5 }, join(folder, 'b4.txt')),
+    ).rejects.toMatchObject({ code: 'IO003' });
+    await expect(
+      unpackZipEntry(zip, { ...entries[0]!, compressedSize: 10 }, join(folder, 'b5.txt')),
+    ).rejects.toMatchObject({ code: 'IO003' });
+    truncateSync(zip, 100);
+    expect(() => readZipDirectory(zip)).toThrow(expect.objectContaining({ code: 'IO003' }));
+  });
+});

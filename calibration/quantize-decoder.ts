@@ -32,7 +32,7 @@ export interface QuantizedDecoder {
   readonly migration: Migration;
   /** A module with one lowered, prepared and encoded graph; weights are shared between calls by tensor identity. */
   stamp(request: GraphRequest): Module;
-  /** The same graph in float, from the checkpoint's own weights: the reference for values. */
+  /** The same graph in float, outliers migrated as in the quantized one: the reference for values. */
   lowerFloat(request: GraphRequest): Module;
 }
 
@@ -92,7 +92,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plan,
     weightEncodings,
     migration,
-    lowerFloat: (request) => lowerFloat(request, inputs.weights),
+    lowerFloat: (request) => lowerFloat(request, migration.weights),
     stamp: (request) => {
       const module = lower(request);
       if (recipe.scheme !== 'fp16') applyPlan(module.graph(), OPSET, plan, weightEncodings);

@@ -77,6 +77,8 @@ export const ERROR_TITLES = {
   RT111: 'runtime failed',
   RT201: 'native runtime cannot be started',
   RT202: 'native process died',
+  TF201: 'op has no TFLite lowering',
+  TF202: 'type has no TFLite form',
   TG001: 'unknown SoC',
   TG002: 'SoC lacks a feature',
   TG101: 'encoding cannot be written to ONNX',

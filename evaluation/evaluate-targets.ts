@@ -12,6 +12,7 @@ import { generateGreedy } from '../compiler/runtime/generate.ts';
 import type { Runner } from '../compiler/runtime/runner.ts';
 import { plainContract } from '../passes/io-contract.ts';
 import { makeProtocol } from '../passes/protocol.ts';
+import { decoderTargets } from '../targets/index.ts';
 import type { ManifestTarget, TargetName } from '../targets/target.ts';
 import { compareChunk } from './compare-chunk.ts';
 import { compareValues, tapModule, type ValueComparison } from './compare-values.ts';
@@ -39,6 +40,8 @@ export interface EvaluationInputs {
   readonly tokens: readonly number[];
   readonly cache: number;
   readonly soc: string;
+  /** The output folder being written. */
+  readonly folder: string;
   readonly prefix: readonly number[];
   readonly options: EvaluationOptions;
   readonly progress: Progress;
@@ -83,11 +86,16 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
           `simulated on one chunk of ${chunk} tokens: the simulator needs minutes per chunk on a model of this size`,
         );
       } else {
-        const result = await evaluateLogits(float, new Map([[name, session]]), text.ids, {
+        const twin = await decoderTargets[name].openForEvaluation?.(decoder, inputs.folder, target, {
+          tokens: chunk,
+          cache,
+        });
+        const result = await evaluateLogits(float, new Map([[name, twin ?? session]]), text.ids, {
           window,
           prefix,
           onProgress: (done, total) => progress.update(done, total),
         });
+        await twin?.close();
         logits = result.get(name)!;
         floatPerplexity = logits.referencePerplexity;
         session.reset();
@@ -99,7 +107,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
         bytes: inputs.bytes[name] ?? 0,
         ...(logits ? { logits } : {}),
         ...(chunkReport ? { chunk: chunkReport } : {}),
-        values: [...values].sort((a, b) => a.sqnr - b.sqnr).slice(0, 10),
+        values,
         ...firstDivergence(values),
         seconds: (performance.now() - started) / 1000,
         notes,

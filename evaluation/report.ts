@@ -11,7 +11,10 @@ export interface TargetReport {
   readonly logits?: LogitReport;
   /** On one prefill chunk and the tokens after it, for engines too slow for text. */
   readonly chunk?: ChunkReport;
-  /** QDQ twin of the same encodings on ONNX Runtime, the reference of slow engines. */
+  /**
+   * Every value of one prefill chunk, in order of computation: the target's QDQ graph against the float graph, both on ONNX
+   * Runtime. Reports show the ten worst.
+   */
   readonly values: readonly ValueComparison[];
   /** The first value, in order of computation, whose SQNR falls under the threshold. */
   readonly firstDivergence?: string;

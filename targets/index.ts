@@ -3,12 +3,14 @@ import { genieContract, type IoContract, litertNpuContract, plainContract } from
 import { onnxTarget } from './onnx/onnx-target.ts';
 import { qnnTarget } from './qnn/qnn-target.ts';
 import type { DecoderTarget, TargetName } from './target.ts';
+import { tfliteTarget } from './tflite/tflite-target.ts';
 
 /** Every target that compiles decoders. */
 export const decoderTargets: Readonly<Record<TargetName, DecoderTarget>> = {
   onnx: onnxTarget,
   qnn: qnnTarget,
-} as unknown as Readonly<Record<TargetName, DecoderTarget>>;
+  tflite: tfliteTarget,
+};
 
 export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite'];
 

@@ -56,6 +56,8 @@ export interface EmitContext {
   readonly soc: Soc;
   readonly shapes: ShapeRequest;
   readonly threads: number;
+  /** Whether TFLite ports are floats or integers. */
+  readonly io: 'float' | 'quantized';
   readonly progress: Progress;
   readonly toolchain?: Toolchain;
   readonly signal?: AbortSignal;
@@ -70,6 +72,16 @@ export interface DecoderTarget {
    * @param folder the output folder
    */
   open(folder: string, target: ManifestTarget, options: OpenOptions): Promise<DecoderSession>;
+  /**
+   * A twin that gives logits for every position, made from the same encodings and bytes, for targets whose prefill graphs
+   * give none.
+   */
+  openForEvaluation?(
+    decoder: QuantizedDecoder,
+    folder: string,
+    target: ManifestTarget,
+    shape: { readonly tokens: number; readonly cache: number },
+  ): Promise<DecoderSession>;
 }
 
 export interface OpenOptions {

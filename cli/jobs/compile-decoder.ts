@@ -36,6 +36,7 @@ export interface CompileOptions {
   readonly calibrationWindows: number;
   readonly evaluation: EvaluationOptions;
   readonly threads: number;
+  readonly io: 'float' | 'quantized';
   readonly force: boolean;
   readonly progress: Progress;
 }
@@ -113,6 +114,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         soc: options.soc,
         shapes: { tokens: options.tokens, cache: options.cache },
         threads: options.threads,
+        io: options.io,
         progress,
         ...(toolchain ? { toolchain } : {}),
       });
@@ -132,6 +134,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       tokens: options.tokens,
       cache: options.cache,
       soc: options.soc.name,
+      folder: output.partial,
       prefix: startTokens(model),
       options: options.evaluation,
       progress,

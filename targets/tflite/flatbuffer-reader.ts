@@ -36,8 +36,14 @@ const PAGE = 1 << 16;
 /** Pages kept: 4 MiB, whatever the file's size. */
 const PAGES = 64;
 
-/** A legal file reads each of its bytes once; sharing of vectors and strings may multiply that a little. */
-const READS_PER_BYTE = 16;
+/**
+ * Work allowed, in bytes looked at: a legal file's tables are looked at once each, its shared vectors and strings a few
+ * times. The ceiling is for files whose size is all weights; an 8-billion-parameter model's tables are far below it.
+ */
+const WORK_PER_BYTE = 16;
+const MOST_WORK = 1 << 28;
+/** What an object costs beyond its bytes. */
+const TABLE_WORK = 64;
 
 const VECTOR_TYPES = {
   bool: Uint8Array,
@@ -60,7 +66,7 @@ class Reader {
 
   constructor(source: ByteSource) {
     this.#source = source;
-    this.#budget = source.size * READS_PER_BYTE + PAGE;
+    this.#budget = Math.min(source.size * WORK_PER_BYTE + PAGE, MOST_WORK);
   }
 
   root(table: TableName): Record<string, unknown> {
@@ -78,7 +84,7 @@ class Reader {
     const vtableBytes = Number(this.#scalar('u16', vtable));
     const tableBytes = Number(this.#scalar('u16', vtable + 2));
     if (vtableBytes < 4 || tableBytes < 4) throw malformed(`the table ${name} at byte ${position} has no valid vtable`);
-    this.#spend(4 + layout.slots * 2 + tableBytes);
+    this.#spend(TABLE_WORK + layout.slots * 2 + tableBytes);
     /** Where the value of a slot lies, or 0 when it is absent. */
     const at = (slot: number, bytes: number): number => {
       const entry = 4 + slot * 2;

@@ -1,4 +1,4 @@
-import { createHash, type Hash } from 'node:crypto';
+import { createHash, type Hash, randomUUID } from 'node:crypto';
 import { closeSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
 import { NpucError } from '../../compiler/errors.ts';
 import { alignUp, type FlatBuffer, type Segment, writeFlatBuffer } from './flatbuffer-writer.ts';
@@ -43,7 +43,7 @@ const INLINE_LIMIT = 1.5e9;
  */
 export function writeTflite(path: string, model: TfliteModel, options: TfliteWriteOptions = {}): WrittenTflite {
   const layout = layOut(model, options);
-  const partial = `${path}.${process.pid}.partial`;
+  const partial = `${path}.${randomUUID()}.partial`;
   let descriptor: number | undefined;
   try {
     descriptor = openSync(partial, 'wx');
@@ -56,8 +56,9 @@ export function writeTflite(path: string, model: TfliteModel, options: TfliteWri
     return { byteLength: layout.byteLength, sha256: hash.digest('hex') };
   } catch (cause) {
     if (descriptor !== undefined) closeSync(descriptor);
-    if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') rmSync(partial, { force: true });
-    if (cause instanceof NpucError) throw cause;
+    rmSync(partial, { force: true });
+    // What a buffer's own source throws is not a failure to write.
+    if (typeof (cause as NodeJS.ErrnoException).syscall !== 'string') throw cause;
     throw new NpucError('IO002', { message: `cannot write ${path}: ${(cause as Error).message}`, where: path, cause });
   }
 }
@@ -119,7 +120,7 @@ function layOut(model: TfliteModel, options: TfliteWriteOptions): FlatBuffer {
   const external = options.externalBuffers ?? payload > INLINE_LIMIT;
   const codes = new OperatorCodes();
   // The runtime looks for metadata inside the FlatBuffer only.
-  const inside = new Set(model.metadata.map((entry) => entry.buffer));
+  const inside = new Set([...model.metadata.map((entry) => entry.buffer), ...Array.from(model.metadataBuffer ?? [])]);
   const tables = (places: Places): TableValue<'Model'> => ({
     version: model.version,
     description: model.description,

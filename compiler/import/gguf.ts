@@ -52,7 +52,7 @@ function readGguf(file: FileSource): GgufFile {
   const { tensorCount, metadataCount } = readPreamble(cursor);
   const metadata = new Map<string, GgufValue>();
   for (let i = 0; i < metadataCount; i++) {
-    const key = cursor.string(MAX_NAME_BYTES);
+    const key = cursor.name();
     if (metadata.has(key)) cursor.refuse(`the key ${JSON.stringify(key)} is there twice`);
     metadata.set(key, readValue(cursor, cursor.u32(), key, 0));
   }
@@ -161,7 +161,7 @@ interface TensorEntry {
 }
 
 function readTensorEntry(cursor: Cursor): TensorEntry {
-  const name = cursor.string(MAX_NAME_BYTES);
+  const name = cursor.name();
   const rank = cursor.u32();
   if (rank > MAX_DIMENSIONS) cursor.refuse(`the tensor ${JSON.stringify(name)} is said to have ${rank} dimensions`);
   const shape = Array.from({ length: rank }, () => cursor.size()).reverse();
@@ -280,6 +280,11 @@ class Cursor {
     const value = this.view(8).getBigUint64(0, true);
     if (value > BigInt(Number.MAX_SAFE_INTEGER)) this.refuse(`a size of ${value} at byte ${this.offset - 8}`);
     return Number(value);
+  }
+
+  /** A key or a tensor's name. An empty one means that the cursor is in padding. */
+  name(): string {
+    return this.string(MAX_NAME_BYTES) || this.refuse(`a name without letters at byte ${this.offset}`);
   }
 
   string(limit: number): string {

@@ -165,8 +165,9 @@ export class NativeHost {
       return new NativeSession(this, id, options.provider, result as OpenedSession);
     } catch (cause) {
       if (!(cause instanceof NativeFailure)) throw cause;
+      const said = this.#recentErrors();
       throw new NpucError('RT110', {
-        message: `ONNX Runtime refuses the model: ${cause.message}`,
+        message: [`ONNX Runtime refuses the model: ${cause.message}`, ...said.map((line) => `  ${line}`)].join('\n'),
         where: model,
         cause,
       });
@@ -245,6 +246,13 @@ export class NativeHost {
     }
   }
 
+  /** What the libraries logged as errors lately, such as the nodes that the NPU does not take. */
+  #recentErrors(): string[] {
+    const lines = this.logTail(20).split('\n');
+    const errors = lines.flatMap((line) => /\[E:onnxruntime\S* \S+ .*?\] (Unsupported nodes.*)$/.exec(line)?.[1] ?? []);
+    return [...new Set(errors)];
+  }
+
   /** An idle host does not keep the process alive; a working one does. */
   #rest(): void {
     this.#child.unref();
@@ -302,13 +310,15 @@ export class NativeHost {
     const peak = this.#peakRssBytes > 0 ? ` (peak memory seen ${Math.round(this.#peakRssBytes / 2 ** 20)} MiB)` : '';
     const tail = this.logTail(8);
     const killed = signalName === 'SIGKILL' && !signal?.aborted;
+    const interrupted = signalName === 'SIGINT' || signal?.aborted;
     return new NpucError('RT202', {
       message: `the native process ended ${how} while ${what}${peak}${tail ? `\n${tail}` : ''}`,
       hint: killed
         ? 'someone killed it, or the system ran out of memory: free memory, or split the model'
-        : signalName === 'SIGINT' || signal?.aborted
+        : interrupted
           ? 'it was interrupted'
           : 'this is a crash inside the vendor libraries; a smaller graph or other options may avoid it',
+      exitCode: killed || interrupted ? 2 : 70,
     });
   }
 }

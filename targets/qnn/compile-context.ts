@@ -217,7 +217,7 @@ function refusalError(model: ContextModel, soc: Soc, refusals: readonly Refusal[
 }
 
 function compilerError(model: ContextModel, soc: Soc, details: readonly string[], cause: NpucError): NpucError {
-  const said = cause.message.replace('ONNX Runtime refuses the model: ', '');
+  const said = (cause.cause as Error).message;
   return new NpucError('QN011', {
     message: [
       `the HTP compiler for ${soc.name} (v${soc.arch}) failed on ${model.name}: ${said}`,

@@ -63,7 +63,15 @@ export function writeTflite(path: string, model: TfliteModel, options: TfliteWri
   }
 }
 
-/** The file's bytes in memory; for small models and tests. @throws as writeTflite */
+/** The file's length and form, known without reading a buffer. @throws as writeTflite, IO002 apart */
+export function planTflite(
+  model: TfliteModel,
+  options: TfliteWriteOptions = {},
+): { byteLength: number; externalBuffers: boolean } {
+  return { byteLength: layOut(model, options).byteLength, externalBuffers: areExternal(model, options) };
+}
+
+/** The file's bytes in memory; for small models and tests. @throws as writeTflite, IO002 apart */
 export function encodeTflite(model: TfliteModel, options: TfliteWriteOptions = {}): Uint8Array {
   const layout = layOut(model, options);
   const bytes = new Uint8Array(layout.byteLength);
@@ -107,6 +115,11 @@ function stream(layout: FlatBuffer, sink: (chunk: Uint8Array) => void): void {
   }
 }
 
+function areExternal(model: TfliteModel, options: TfliteWriteOptions): boolean {
+  const payload = model.buffers.reduce((sum, bytes) => sum + bytes.byteLength, 0);
+  return options.externalBuffers ?? payload > INLINE_LIMIT;
+}
+
 function layOut(model: TfliteModel, options: TfliteWriteOptions): FlatBuffer {
   checkIndices(model, 'TF103');
   if (!options.foreign) checkContract(model);
@@ -116,8 +129,7 @@ function layOut(model: TfliteModel, options: TfliteWriteOptions): FlatBuffer {
       hint: 'change the model before it is compiled',
     });
   }
-  const payload = model.buffers.reduce((sum, bytes) => sum + bytes.byteLength, 0);
-  const external = options.externalBuffers ?? payload > INLINE_LIMIT;
+  const external = areExternal(model, options);
   const codes = new OperatorCodes();
   // The runtime looks for metadata inside the FlatBuffer only.
   const inside = new Set([...model.metadata.map((entry) => entry.buffer), ...Array.from(model.metadataBuffer ?? [])]);

@@ -23,6 +23,8 @@ export interface Checkpoint {
   readonly tensors: ReadonlyMap<string, Tensor>;
   readonly tokenizer: Tokenizer | undefined;
   readonly chatTemplate: string | undefined;
+  /** The tokenizer's files by name, as text: what an artifact needs to run without the checkpoint. */
+  readonly tokenizerFiles: ReadonlyMap<string, string>;
   /** SHA-256 over the bytes of every file that was read, independent of where they lie. Streamed once, then kept. */
   digest(options?: DigestOptions): Promise<string>;
   /** Closes the weight files; reading a tensor later opens them again. */
@@ -136,7 +138,14 @@ function openFolder(folder: string, weights: string): Checkpoint {
     for (const { storage } of tensors.values()) if (storage.kind === 'file') storage.file.close();
   };
   const name = basename(folder);
-  return makeCheckpoint({ name, where: folder, config, generationConfig, tensors, tokenizer }, files, close);
+  const tokenizerFiles = new Map(
+    side.slice(1).flatMap((each): [string, string][] => {
+      const text = readText(file(each));
+      return text === undefined ? [] : [[each, text]];
+    }),
+  );
+  const parts = { name, where: folder, config, generationConfig, tensors, tokenizer, tokenizerFiles };
+  return makeCheckpoint(parts, files, close);
 }
 
 function openGgufCheckpoint(path: string): Checkpoint {
@@ -147,7 +156,18 @@ function openGgufCheckpoint(path: string): Checkpoint {
     const tokenizer =
       made && loadTokenizer(made.tokenizerJson, made.tokenizerConfig, { config, generationConfig, where: path });
     const name = basename(path, '.gguf');
-    return makeCheckpoint({ name, where: path, config, generationConfig, tensors, tokenizer }, [path], gguf.close);
+    const written = {
+      'tokenizer.json': made?.tokenizerJson,
+      'tokenizer_config.json': made?.tokenizerConfig,
+      'generation_config.json': generationConfig,
+    };
+    const tokenizerFiles = new Map(
+      Object.entries(written).flatMap(([file, json]): [string, string][] =>
+        json ? [[file, JSON.stringify(json)]] : [],
+      ),
+    );
+    const parts = { name, where: path, config, generationConfig, tensors, tokenizer, tokenizerFiles };
+    return makeCheckpoint(parts, [path], gguf.close);
   } catch (error) {
     gguf.close();
     throw error;

@@ -1,4 +1,4 @@
-import { copyFileSync, existsSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { calibrationShape, collectDecoderStatistics, cutWindows } from '../../calibration/decoder-statistics.ts';
 import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
@@ -119,7 +119,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         ...(toolchain ? { toolchain } : {}),
       });
     }
-    const tokenizer = copyTokenizer(checkpoint.where, output.partial);
+    const tokenizer = writeTokenizer(checkpoint.tokenizerFiles, output.partial);
     progress.stage('evaluate');
     const opened = await openTargets(output.partial, targets, options.soc, toolchain);
     const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer]
@@ -226,11 +226,7 @@ async function quantize(
 }
 
 /** Tokenizer files beside the artifact, so that it runs without the checkpoint. */
-function copyTokenizer(folder: string, out: string): string[] {
-  const names = ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'chat_template.jinja'];
-  return names.filter((name) => {
-    if (!existsSync(join(folder, name))) return false;
-    copyFileSync(join(folder, name), join(out, name));
-    return true;
-  });
+function writeTokenizer(files: ReadonlyMap<string, string>, out: string): string[] {
+  for (const [name, text] of files) writeFileSync(join(out, name), text);
+  return [...files.keys()];
 }

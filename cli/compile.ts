@@ -1,0 +1,145 @@
+import { writeFileSync } from 'node:fs';
+import { stringify } from 'yaml';
+import type { Argv } from 'yargs';
+import { makeRecipe } from '../calibration/recipe.ts';
+import { defaultText } from '../calibration/texts.ts';
+import { NpucError } from '../compiler/errors.ts';
+import { createProgress, progressMode } from '../compiler/progress.ts';
+import { renderTerminal } from '../evaluation/render-terminal.ts';
+import { findToolchain, requireToolchain } from '../targets/qnn/toolchain.ts';
+import { findSoc } from '../targets/socs.ts';
+import type { TargetName } from '../targets/target.ts';
+import type { Command } from './commands.ts';
+import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
+import { type CompileOptions, compileDecoder, planDecoder } from './jobs/compile-decoder.ts';
+import { compileOnnx } from './jobs/compile-onnx.ts';
+import { renderPlan } from './render-plan.ts';
+
+interface CompileArguments extends Partial<CompileConfig> {
+  readonly source?: string;
+  readonly config?: string;
+  readonly saveConfig?: string;
+  readonly dryRun: boolean;
+  readonly force: boolean;
+  readonly json: boolean;
+  readonly quiet: boolean;
+}
+
+/** `npuc compile`: checkpoint or ONNX model in, artifacts with a report out. */
+export const compileCommand: Command = {
+  command: 'compile [source]',
+  describe: 'compile a checkpoint or an ONNX model for a SoC, run it, and compare it with the float model',
+  builder: (args: Argv) =>
+    args
+      .positional('source', {
+        type: 'string',
+        describe: 'Hugging Face folder, .gguf, .onnx, or hf:org/name[@revision]',
+      })
+      .option('soc', { type: 'string', describe: 'SoC by part or marketing name', default: undefined })
+      .option('scheme', { type: 'string', describe: 'w4a16, w8a16, w8a8 or fp16 (default w4a16)' })
+      .option('tokens', { type: 'string', describe: 'new tokens per prefill run, comma-separated (default 128)' })
+      .option('cache', { type: 'number', describe: 'whole context that a graph sees (default 1024)' })
+      .option('target', {
+        type: 'string',
+        describe: 'onnx, qnn, tflite, comma-separated (default: all that this machine can do)',
+      })
+      .option('out', { alias: 'o', type: 'string', describe: 'output folder (default build)' })
+      .option('kv', { type: 'number', describe: 'bits of the key/value cache, 8 or 16 (default 8)' })
+      .option('block', {
+        type: 'number',
+        describe: 'LPBQ block of 4-bit weights: 16, 32, 64; 0 is per channel (default 64)',
+      })
+      .option('range', { type: 'string', describe: 'activation ranges: min-max, percentile, histogram-mse' })
+      .option('io', { type: 'string', describe: 'TFLite ports: float or quantized (default float)' })
+      .option('calibrate', {
+        type: 'string',
+        describe: 'calibration text (default: one that comes with npuc); for ONNX a .npz or a folder of them',
+      })
+      .option('calibration-windows', { type: 'number', describe: 'windows of calibration text (default 32)' })
+      .option('evaluate', { type: 'string', describe: 'held-out text (default: one that comes with npuc)' })
+      .option('eval-tokens', { type: 'number', describe: 'tokens of held-out text (default 2048)' })
+      .option('prompt', { type: 'string', describe: 'prompt of the samples in the report' })
+      .option('bind', {
+        type: 'string',
+        array: true,
+        describe: 'value of a symbolic dimension of an ONNX model, name=number',
+      })
+      .option('threads', { type: 'number', describe: 'threads; the bytes do not depend on it' })
+      .option('allow-extrapolation', { type: 'boolean', describe: 'let the cache exceed max_position_embeddings' })
+      .option('config', {
+        type: 'string',
+        describe: 'configuration file (default: npuc.config.yaml, .json or .mjs here)',
+      })
+      .option('save-config', { type: 'string', describe: 'write the configuration that was used' })
+      .option('dry-run', { type: 'boolean', default: false, describe: 'print plan and sizes, write nothing' })
+      .option('force', { type: 'boolean', default: false, describe: 'replace an output folder that npuc did not make' })
+      .example('$0 compile ./SmolLM2 --soc SM8750 --scheme w4a16 --tokens 128 --cache 1024 --out build/', '')
+      .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
+  run: async (args: CompileArguments) => {
+    const config = mergeConfig(await readConfig(args.config), args);
+    if (args.saveConfig) writeFileSync(args.saveConfig, stringify(config));
+    const options = compileOptions(config, args);
+    if (args.dryRun) {
+      const plan = await planDecoder(options);
+      process.stdout.write(args.json ? `${JSON.stringify(plan)}\n` : renderPlan(plan));
+      return 0;
+    }
+    if (options.source.endsWith('.onnx')) {
+      const result = await compileOnnx(options, config.bind);
+      process.stdout.write(args.json ? `${JSON.stringify(result)}\n` : result.text);
+      return 0;
+    }
+    const result = await compileDecoder(options);
+    if (args.json) process.stdout.write(`${JSON.stringify(result)}\n`);
+    else process.stdout.write(`${renderTerminal(result.report)}\n${options.out}/report.html\n`);
+    return 0;
+  },
+};
+
+/** Checks the configuration and fills in what depends on the machine. @throws CL001, TG001, QN001 */
+export function compileOptions(
+  config: CompileConfig,
+  args: { readonly force: boolean; readonly quiet: boolean },
+): CompileOptions {
+  if (!config.source)
+    throw new NpucError('CL001', { message: 'no checkpoint or model given', hint: 'npuc compile <source>' });
+  const soc = findSoc(config.soc);
+  const targets = pickTargets(config.target);
+  return {
+    source: config.source,
+    out: config.out,
+    soc,
+    targets,
+    recipe: makeRecipe(config.scheme, {
+      cache: config.kv,
+      overrides: config.overrides,
+      ...(config.block === undefined ? {} : { block: config.block }),
+      ...(config.range === undefined ? {} : { range: config.range }),
+    }),
+    tokens: config.tokens,
+    cache: config.cache,
+    allowExtrapolation: config.allowExtrapolation,
+    calibrationText: config.calibrate ?? defaultText('calibration'),
+    calibrationWindows: config.calibrationWindows,
+    evaluation: {
+      text: config.evaluate ?? defaultText('evaluation'),
+      tokens: config.evalTokens,
+      prompt: config.prompt,
+      sampleTokens: 32,
+      simulateBelow: 20e6,
+    },
+    threads: config.threads,
+    io: config.io,
+    force: args.force,
+    progress: createProgress(progressMode(args.quiet)),
+  };
+}
+
+/** Targets asked for, or all that this machine can make. */
+function pickTargets(asked: readonly TargetName[] | undefined): TargetName[] {
+  if (asked) {
+    if (asked.includes('qnn')) requireToolchain('qnn');
+    return [...asked];
+  }
+  return findToolchain('qnn') ? ['onnx', 'tflite', 'qnn'] : ['onnx', 'tflite'];
+}

@@ -1,0 +1,86 @@
+import { join } from 'node:path';
+import { createInterface } from 'node:readline/promises';
+import type { Argv } from 'yargs';
+import { packageRoot } from '../calibration/texts.ts';
+import { createProgress, progressMode } from '../compiler/progress.ts';
+import { renderTerminal } from '../evaluation/render-terminal.ts';
+import { findToolchain, hostObstacle, installToolchain } from '../targets/qnn/toolchain.ts';
+import type { Command } from './commands.ts';
+import { compileOptions } from './compile.ts';
+import { mergeConfig } from './config.ts';
+import { compileDecoder } from './jobs/compile-decoder.ts';
+
+interface DemoArguments {
+  readonly out: string;
+  readonly acceptLicence: boolean;
+  readonly json: boolean;
+  readonly quiet: boolean;
+}
+
+/** `npuc demo` (`npm start`): the trained model that comes with npuc, compiled, run and reported. */
+export const demoCommand: Command = {
+  command: 'demo',
+  describe: 'compile the trained model that comes with npuc and show its report',
+  builder: (args: Argv) =>
+    args
+      .option('out', { alias: 'o', type: 'string', default: 'build/demo' })
+      .option('accept-licence', {
+        type: 'boolean',
+        default: false,
+        describe: "install the QNN toolchain; you accept the vendor's licence",
+      })
+      .example('$0 demo --accept-licence', ''),
+  run: async (args: DemoArguments) => {
+    await offerToolchain(args);
+    const config = mergeConfig(
+      {},
+      {
+        source: join(packageRoot(), 'fixtures', 'demo'),
+        soc: 'SM8750',
+        scheme: 'w4a16',
+        tokens: [64],
+        cache: 256,
+        kv: 16,
+        out: args.out,
+        calibrationWindows: 16,
+        evalTokens: 2048,
+        prompt: 'It was',
+      },
+    );
+    const options = compileOptions(config, { force: false, quiet: args.quiet });
+    const { report, manifest } = await compileDecoder(options);
+    process.stdout.write(
+      args.json
+        ? `${JSON.stringify({ manifest, report })}\n`
+        : `${renderTerminal(report)}\n${options.out}/report.html\n`,
+    );
+    return 0;
+  },
+};
+
+/** With a terminal the toolchain is offered, with --accept-licence installed unasked, else one line says how. */
+async function offerToolchain(args: DemoArguments): Promise<void> {
+  if (findToolchain('qnn')) return;
+  const progress = createProgress(progressMode(args.quiet));
+  const obstacle = hostObstacle('qnn');
+  if (obstacle !== undefined) {
+    progress.note(`no HTP binary: the QNN toolchain cannot run here (${obstacle})`);
+    return;
+  }
+  let accepted = args.acceptLicence;
+  if (!accepted && process.stdin.isTTY && process.stderr.isTTY) {
+    const prompt = createInterface({ input: process.stdin, output: process.stderr });
+    const answer = await prompt.question(
+      "Download Qualcomm's QNN toolchain (140 MB) and accept its licence, to compile an HTP binary too? [y/N] ",
+    );
+    prompt.close();
+    accepted = /^y(es)?$/i.test(answer.trim());
+  }
+  if (!accepted) {
+    progress.note('no HTP binary without the QNN toolchain: npm start -- --accept-licence installs it');
+    return;
+  }
+  progress.stage('install the QNN toolchain');
+  await installToolchain('qnn', { acceptLicence: true });
+  progress.finish();
+}

@@ -1,0 +1,76 @@
+import { freemem, totalmem } from 'node:os';
+import type { Argv } from 'yargs';
+import { NpucError } from '../compiler/errors.ts';
+import { pickJavaScriptEngine } from '../compiler/runtime/engine.ts';
+import { toolchainStatus } from '../targets/qnn/toolchain.ts';
+import type { Command } from './commands.ts';
+import { formatBytes } from './render-plan.ts';
+
+interface Finding {
+  readonly name: string;
+  readonly ok: boolean;
+  readonly state: string;
+  /** What it unlocks, or how to get it. */
+  readonly note: string;
+}
+
+/** `npuc doctor`: what is on this machine and what each part unlocks. */
+export const doctorCommand: Command = {
+  command: 'doctor',
+  describe: 'say what is on this machine and what each part unlocks',
+  builder: (args: Argv) => args.example('$0 doctor', ''),
+  run: async (args: { readonly json: boolean }) => {
+    const findings = await examine();
+    const lines = findings.map(
+      ({ name, ok, state, note }) => `${ok ? 'ok  ' : 'no  '} ${name.padEnd(20)} ${state.padEnd(28)} ${note}`,
+    );
+    process.stdout.write(args.json ? `${JSON.stringify(findings)}\n` : `${lines.join('\n')}\n`);
+    return 0;
+  },
+};
+
+async function examine(): Promise<Finding[]> {
+  const findings: Finding[] = [
+    { name: 'node', ok: true, state: process.version, note: `${process.platform} ${process.arch}` },
+    {
+      name: 'memory',
+      ok: totalmem() > 4 * 2 ** 30,
+      state: `${formatBytes(freemem())} free`,
+      note: `of ${formatBytes(totalmem())}; a compile needs about 6 bytes a parameter`,
+    },
+  ];
+  const engine = pickJavaScriptEngine();
+  findings.push({
+    name: 'onnxruntime',
+    ok: true,
+    state: engine,
+    note:
+      engine === 'onnxruntime-web'
+        ? 'float models and QDQ run; npm install onnxruntime-node makes it faster'
+        : 'float models and QDQ run',
+  });
+  findings.push(await tryLitert());
+  for (const toolchain of toolchainStatus()) {
+    findings.push({
+      name: `toolchain ${toolchain.name}`,
+      ok: toolchain.state === 'installed',
+      state: `${toolchain.state} ${toolchain.version}`,
+      note:
+        toolchain.state === 'installed'
+          ? 'HTP binaries are compiled and simulated'
+          : (toolchain.reason ?? `npuc toolchain install ${toolchain.name} --accept-licence`),
+    });
+  }
+  return findings;
+}
+
+async function tryLitert(): Promise<Finding> {
+  try {
+    const { litertEngineName, createLitertEngine } = await import('../compiler/runtime/litert-engine.ts');
+    await createLitertEngine();
+    return { name: 'litert', ok: true, state: litertEngineName(), note: 'TFLite files run' };
+  } catch (error) {
+    const message = error instanceof NpucError ? `${error.code} ${error.message}` : (error as Error).message;
+    return { name: 'litert', ok: false, state: 'does not start', note: message };
+  }
+}

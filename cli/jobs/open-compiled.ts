@@ -1,0 +1,53 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { NpucError } from '../../compiler/errors.ts';
+import type { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { loadTokenizer, type Tokenizer } from '../../compiler/runtime/tokenizer.ts';
+import { decoderTargets } from '../../targets/index.ts';
+import { checkFiles, type Manifest, readManifest } from '../../targets/manifest.ts';
+import { findToolchain } from '../../targets/qnn/toolchain.ts';
+import type { TargetName } from '../../targets/target.ts';
+
+export interface OpenedFolder {
+  readonly manifest: Manifest;
+  readonly target: TargetName;
+  readonly session: DecoderSession;
+  readonly tokenizer: Tokenizer;
+}
+
+/**
+ * Opens one target of an output folder for running; no checkpoint is needed.
+ * @throws TG110, TG111 when the folder is not whole, CL001 when it has no such target
+ */
+export async function openCompiled(folder: string, wanted: string | undefined): Promise<OpenedFolder> {
+  const manifest = readManifest(folder);
+  checkFiles(folder, manifest);
+  const names = Object.keys(manifest.targets) as TargetName[];
+  const target = wanted === undefined ? names[0] : names.find((name) => name === wanted);
+  if (!target) {
+    throw new NpucError('CL001', {
+      message: `${folder} has no target ${wanted ?? ''}`,
+      where: folder,
+      hint: `it has ${names.join(', ')}`,
+    });
+  }
+  const toolchain = findToolchain('qnn');
+  const session = await decoderTargets[target].open(folder, manifest.targets[target]!, toolchain ? { toolchain } : {});
+  return { manifest, target, session, tokenizer: readTokenizer(folder) };
+}
+
+function readTokenizer(folder: string): Tokenizer {
+  const read = (name: string): Record<string, unknown> | undefined =>
+    existsSync(join(folder, name))
+      ? (JSON.parse(readFileSync(join(folder, name), 'utf8')) as Record<string, unknown>)
+      : undefined;
+  const tokenizer = read('tokenizer.json');
+  if (!tokenizer) throw new NpucError('TG111', { message: 'tokenizer.json is missing', where: folder });
+  const generationConfig = read('generation_config.json');
+  const template = join(folder, 'chat_template.jinja');
+  return loadTokenizer(tokenizer, read('tokenizer_config.json') ?? {}, {
+    where: folder,
+    ...(generationConfig ? { generationConfig } : {}),
+    ...(existsSync(template) ? { chatTemplate: readFileSync(template, 'utf8') } : {}),
+  });
+}

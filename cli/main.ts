@@ -1,0 +1,75 @@
+#!/usr/bin/env node
+import yargs from 'yargs';
+import { hideBin } from 'yargs/helpers';
+import { formatError, NpucError } from '../compiler/errors.ts';
+import { COMMANDS } from './commands.ts';
+import { version } from './jobs/version.ts';
+
+/** Runs the command line and gives its exit code. */
+export async function runCommandLine(args: readonly string[]): Promise<number> {
+  const json = args.includes('--json');
+  try {
+    let code = 0;
+    const parser = yargs([...args])
+      .scriptName('npuc')
+      .usage(
+        '$0 <command>\n\nCompiles LLM checkpoints and ONNX models to phone NPUs, and shows how far each artifact is from the float model.',
+      )
+      .option('json', { type: 'boolean', default: false, describe: 'one JSON document on stdout', global: true })
+      .option('quiet', { alias: 'q', type: 'boolean', default: false, describe: 'no progress on stderr', global: true })
+      .strict()
+      .demandCommand(1, 'give a command')
+      .recommendCommands()
+      .version(version())
+      .alias('h', 'help')
+      .completion('completion', 'prints a completion script for bash or zsh')
+      .wrap(Math.min(100, process.stdout.columns ?? 100))
+      .exitProcess(false)
+      .fail((message, error) => {
+        throw error ?? new NpucError('CL001', { message, hint: 'npuc --help, or npuc <command> --help' });
+      });
+    for (const command of COMMANDS) {
+      parser.command({
+        ...command,
+        handler: async (parsed) => {
+          code = await command.run(parsed as never);
+        },
+      });
+    }
+    await parser.parseAsync();
+    return code;
+  } catch (error) {
+    return reportError(error, json);
+  }
+}
+
+/** Prints an error for people, or as JSON, and gives the exit code that fits. */
+function reportError(error: unknown, json: boolean): number {
+  const coded =
+    error instanceof NpucError
+      ? error
+      : new NpucError('XX001', {
+          message: `internal error: ${(error as Error)?.message ?? String(error)}`,
+          hint: 'please report it, with the command and NPUC_DEBUG=1 set',
+          exitCode: 70,
+        });
+  if (json) {
+    const { code, message, where, hint } = coded;
+    process.stdout.write(`${JSON.stringify({ error: { code, message, where, hint } })}\n`);
+  }
+  process.stderr.write(`${formatError(coded)}\n`);
+  if (process.env.NPUC_DEBUG) process.stderr.write(`${(error as Error)?.stack ?? ''}\n`);
+  return coded.exitCode;
+}
+
+for (const [signal, code] of [
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+] as const) {
+  // Exit handlers remove what is half-written and end child processes.
+  process.once(signal, () => process.exit(code));
+}
+
+process.exitCode = await runCommandLine(hideBin(process.argv));
+// Runtimes keep threads alive that nobody waits for any more.
+if (process.exitCode !== undefined) setImmediate(() => process.exit());

@@ -21,6 +21,8 @@ export type Pattern =
       /** Undefined is an input that must be absent. */
       readonly inputs: readonly (Pattern | undefined)[];
       readonly name: string | undefined;
+      /** Which of the node's outputs stands here. */
+      readonly output: number;
     }
   | { readonly kind: 'either'; readonly patterns: readonly Pattern[] };
 
@@ -39,13 +41,17 @@ export function number(value: number): Pattern {
   return { kind: 'number', value };
 }
 
-/** A node with exactly these inputs; `name` makes it known to `check` and `rewrite`. */
+/**
+ * A node with exactly these inputs; `as` makes it known to `check` and `rewrite`, and the same name twice is the same node;
+ * `output` is the output that stands here, the first by default.
+ */
 export function op(
   name: string,
   inputs: readonly (Pattern | undefined)[],
-  options: { readonly as?: string; readonly domain?: string } = {},
+  options: { readonly as?: string; readonly domain?: string; readonly output?: number } = {},
 ): Pattern {
-  return { kind: 'op', op: name, domain: options.domain ?? '', inputs, name: options.as };
+  const { as, domain = '', output = 0 } = options;
+  return { kind: 'op', op: name, domain, inputs, name: as, output };
 }
 
 /** The first of several patterns that matches. */
@@ -87,9 +93,10 @@ export class Match {
     return node;
   }
 
-  /** The number in a constant of one element, or undefined when the value is another thing. */
+  /** The number in a constant of one element, or undefined when the value is another thing or has an encoding. */
   number(name: string): number | undefined {
-    return soleNumber(this.value(name));
+    const value = this.value(name);
+    return value.encoding ? undefined : soleNumber(value);
   }
 }
 
@@ -121,6 +128,8 @@ function* matchNode(pattern: Pattern, node: Node, before: Bindings): Generator<B
   for (const isSwapped of orders) {
     const inputs = isSwapped ? [node.inputs[1], node.inputs[0]] : node.inputs;
     for (const bindings of matchInputs(pattern.inputs, inputs, 0, before)) {
+      const known = pattern.name === undefined ? node : bindings.named.get(pattern.name);
+      if (known !== undefined && known !== node) continue;
       const named = pattern.name === undefined ? bindings.named : new Map(bindings.named).set(pattern.name, node);
       yield { values: bindings.values, named, nodes: [...bindings.nodes, node] };
     }
@@ -160,7 +169,7 @@ function* matchValue(pattern: Pattern, value: Value, before: Bindings): Generato
       return;
     }
     case 'number': {
-      const found = soleNumber(value);
+      const found = value.encoding ? undefined : soleNumber(value);
       if (found !== undefined && isNear(found, pattern.value, value.dtype)) yield before;
       return;
     }
@@ -168,8 +177,8 @@ function* matchValue(pattern: Pattern, value: Value, before: Bindings): Generato
       for (const alternative of pattern.patterns) yield* matchValue(alternative, value, before);
       return;
     case 'op':
-      // A node's inner value is its first output; other outputs are matched by rules that look at the node themselves.
-      if (value.producer && value.producer.outputs[0] === value) yield* matchNode(pattern, value.producer, before);
+      if (value.producer && value.producer.outputs[pattern.output] === value)
+        yield* matchNode(pattern, value.producer, before);
   }
 }
 

@@ -2,8 +2,10 @@ import { NpucError } from './errors.ts';
 import { sameEncoding } from './ir/encoding.ts';
 import type { Attribute, Graph, Module, Node, Value, ValueType } from './ir/graph.ts';
 import { Tensor } from './ir/tensor.ts';
+import { defaultNodeName } from './ir/text-lex.ts';
 import { type Match, matchPattern, type Pattern } from './match.ts';
 import type { Pass, PassContext } from './pass.ts';
+import { scalarTensor } from './value-facts.ts';
 
 /**
  * One rewrite of a graph: what to look for, when to refuse, what to build instead.
@@ -25,11 +27,14 @@ export interface Rule {
 /** Builds nodes in front of the node that is being replaced; they inherit the user's node names of the whole match. */
 export class Builder {
   readonly graph: Graph;
+  /** Opset of the ONNX domain: some operators take as an input what older ones had as an attribute. */
+  readonly opset: number;
   readonly #before: Node;
   readonly #from: readonly string[];
 
-  constructor(graph: Graph, before: Node, from: readonly string[]) {
+  constructor(graph: Graph, before: Node, from: readonly string[], opset: number) {
     this.graph = graph;
+    this.opset = opset;
     this.#before = before;
     this.#from = from;
   }
@@ -56,9 +61,20 @@ export class Builder {
     });
   }
 
+  /** A node with the given outputs. */
+  node(
+    op: string,
+    inputs: readonly (Value | undefined)[],
+    outputs: readonly Value[],
+    attributes: Record<string, Attribute> = {},
+  ): Node {
+    const name = defaultNodeName(op, outputs);
+    return this.graph.addNode({ op, name, inputs, outputs, attributes, from: this.#from }, this.#before);
+  }
+
   /** A constant that holds one number, in the element type of another value. */
   scalar(name: string, value: number, like: Value): Value {
-    return this.graph.addConstant(name, Tensor.scalar(like.dtype, value));
+    return this.graph.addConstant(name, scalarTensor(like.dtype, value));
   }
 
   /** A vector of 64-bit integers: axes, shapes, split lengths. */
@@ -110,14 +126,8 @@ function applyAt(graph: Graph, node: Node, rule: Rule, context: PassContext): bo
     context.remark(node, refusal);
     return false;
   }
-  const fresh = rule.rewrite(
-    match,
-    new Builder(
-      graph,
-      node,
-      match.nodes.flatMap((matched) => matched.from),
-    ),
-  );
+  const from = match.nodes.flatMap((matched) => matched.from);
+  const fresh = rule.rewrite(match, new Builder(graph, node, from, context.opset()));
   if (!fresh.producer || fresh.uses.size > 0)
     throw new NpucError('XX001', {
       message: `the replacement of ${node.output().name} is not fresh`,
@@ -198,10 +208,15 @@ export function replaceByFresh(graph: Graph, old: Value, fresh: Value): void {
   fresh.type ??= old.type;
   fresh.encoding = old.encoding;
   const { name, producer } = old;
-  if (producer) graph.removeNode(producer);
-  else graph.removeValue(old);
+  if (producer) removeDeadNodes(graph, [producer]);
+  if (graph.find(name) === old) graph.removeValue(old);
   graph.renameValue(fresh, name);
-  if (fresh.producer) fresh.producer.name = producer?.name ?? name;
+  if (fresh.producer && producer) fresh.producer.name = renamed(producer, fresh.producer.op);
+}
+
+/** The name of a node that takes another one's place: made from the output's name if the other one's was. */
+function renamed(old: Node, op: string): string {
+  return old.name.endsWith(`/${old.op}`) ? `${old.name.slice(0, -old.op.length)}${op}` : old.name;
 }
 
 /**

@@ -113,3 +113,9 @@ export function quoteWord(word: string): string {
   const isBare = /^[A-Za-z_][A-Za-z0-9_.]*$/.test(word) && word !== '_' && !/^inf\b/.test(word);
   return isBare ? word : JSON.stringify(word);
 }
+
+/** The name of a node whose line gives none: as Graph.emit makes it, so that most nodes need none. */
+export function defaultNodeName(op: string, outputs: readonly ({ readonly name: string } | undefined)[]): string {
+  const first = outputs.find((value) => value !== undefined);
+  return first ? `${first.name}/${op}` : '';
+}

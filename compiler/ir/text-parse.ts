@@ -1,7 +1,7 @@
 import { type Attribute, Graph, Module, type Value } from './graph.ts';
 import type { Tensor } from './tensor.ts';
 import { readConstant, readEncoding } from './text-constants.ts';
-import type { Token } from './text-lex.ts';
+import { defaultNodeName, type Token } from './text-lex.ts';
 import { isIntegerSpelling, TokenReader } from './text-tokens.ts';
 
 export interface ParseOptions {
@@ -265,7 +265,7 @@ class Parser {
         const name = read.word();
         attributes.set(name, this.#attribute(graph));
       });
-    const name = read.accept('word', 'as') ? read.string() : (outputs.find((value) => value !== undefined)?.name ?? '');
+    const name = read.accept('word', 'as') ? read.string() : defaultNodeName(op, outputs);
     const from: string[] = [];
     if (read.accept('mark', ';')) {
       read.expect('word', 'from');

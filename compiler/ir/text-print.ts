@@ -13,7 +13,7 @@ import type {
 } from './graph.ts';
 import type { Tensor } from './tensor.ts';
 import { formatElements, formatF32, formatFloatAttribute, recipeOf } from './text-data.ts';
-import { quoteName, quoteWord } from './text-lex.ts';
+import { defaultNodeName, quoteName, quoteWord } from './text-lex.ts';
 
 export interface PrintOptions {
   /** `short` (default): up to 16 elements of a tensor or encoding, else a digest; `all`: everything, so that it parses. */
@@ -155,8 +155,7 @@ class Printer {
       );
       line += ` {${attributes.join(', ')}}`;
     }
-    if (node.name !== (node.outputs.find((value) => value !== undefined)?.name ?? ''))
-      line += ` as ${JSON.stringify(node.name)}`;
+    if (node.name !== defaultNodeName(node.op, node.outputs)) line += ` as ${JSON.stringify(node.name)}`;
     if (node.from.length > 0) line += `  ; from ${node.from.map(quoteWord).join(' ')}`;
     this.#lines.push(line);
   }

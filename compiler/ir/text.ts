@@ -33,7 +33,7 @@
  *   `axis a, block b, channel c, scale [...], blockscale [...]`.
  * - Attributes: an integer without a point is an int, any other number a float; `[...]` lists, `ints[]` an empty one;
  *   `tensor f32[2] [1, 2]`, `type f32[2]`, `raw "hex"` (an AttributeProto), `graph @name ... end`.
- * - A node's name is its first output's unless `as "name"` says otherwise; `; from a b` are the user's own nodes.
+ * - A node's name is `<first output>/<operator>` unless `as "name"` says otherwise; `; from a b` are the user's own nodes.
  * - What a source format adds and no pass reads (`extras`, `unknown`) is not printed.
  */
 export { type ParseOptions, parseModule } from './text-parse.ts';

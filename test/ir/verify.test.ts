@@ -71,7 +71,7 @@ describe('verify', () => {
       (graph) => {
         value(graph, 'h').producer = undefined;
       },
-      'producers: h: does not point to its producer h',
+      'producers: h: does not point to its producer h/MatMul',
     ],
     [
       'producers: nothing behind a value',
@@ -87,9 +87,9 @@ describe('verify', () => {
     [
       'uses: a reader that was taken out by hand',
       (graph) => graph.nodes.splice(2, 1),
-      'uses: past: is read by new, which is in no graph',
+      'uses: past: is read by new/Relu, which is in no graph',
     ],
-    ['order', (graph) => graph.nodes.reverse(), 'order: n: reads h, which is not defined before it'],
+    ['order', (graph) => graph.nodes.reverse(), 'order: n/Neg: reads h, which is not defined before it'],
     [
       'order: outputs',
       (graph) => graph.outputs.push(graph.addValue('late', tensorType('f32', []))),
@@ -100,8 +100,12 @@ describe('verify', () => {
       (graph) => graph.renameValue(value(graph, 'x'), 'n'),
       'order: n: a graph around @yes has a value of this name',
     ],
-    ['inputs', (graph) => graph.nodes[0]!.setInput(1, undefined), 'inputs: h: MatMul needs its input 1'],
-    ['inputs: opsets', (_, module) => module.opsets.delete(''), 'inputs: h: no opset is given for the domain ""'],
+    ['inputs', (graph) => graph.nodes[0]!.setInput(1, undefined), 'inputs: h/MatMul: MatMul needs its input 1'],
+    [
+      'inputs: opsets',
+      (_, module) => module.opsets.delete(''),
+      'inputs: h/MatMul: no opset is given for the domain ""',
+    ],
     [
       'types',
       (graph) => {

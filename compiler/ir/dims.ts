@@ -22,7 +22,9 @@ interface Call {
 
 const calls = new Map<string, Call>();
 const parsed = new Map<string, Polynomial | undefined>();
-const NAME = /^[\p{L}_][\p{L}\p{N}_]*$/u;
+/** Exporters put dots into names, which mathjs would take for property access. */
+const NAME = /^[\p{L}_][\p{L}\p{N}_]*(\.[\p{L}\p{N}_]+)*$/u;
+const DOTTED = /[\p{L}_][\p{L}\p{N}_]*(\.[\p{L}\p{N}_]+)+/gu;
 const FACTOR_SEPARATOR = '\u0000';
 
 const constant = (value: number): Polynomial => (value === 0 ? new Map() : new Map([['', value]]));
@@ -79,16 +81,35 @@ function samePolynomial(a: Polynomial, b: Polynomial): boolean {
   return a.size === b.size && [...a].every(([product, factor]) => b.get(product) === factor);
 }
 
+/** Whether a polynomial prints as one name, call or number, which needs no parentheses. */
+function isAtom(polynomial: Polynomial): boolean {
+  if (asConstant(polynomial) !== undefined) return true;
+  const [[product, factor]] = [...polynomial] as [[string, number]];
+  return polynomial.size === 1 && factor === 1 && !product.includes(FACTOR_SEPARATOR);
+}
+
 function call(name: Call['name'], parameters: readonly Polynomial[]): Polynomial {
-  const texts = parameters.map((parameter) => String(print(parameter)));
-  const sum = (text: string) => (/^[\p{L}\p{N}_]+$/u.test(text) || /^\w+\([^()]*\)$/u.test(text) ? text : `(${text})`);
   const text =
     name === 'floor' || name === 'ceil'
-      ? `${name}(${sum(texts[0]!)} / ${sum(texts[1]!)})`
-      : `${name}(${texts.join(', ')})`;
+      ? `${name}(${parameters.map((side) => (isAtom(side) ? print(side) : `(${print(side)})`)).join(' / ')})`
+      : `${name}(${parameters.map(print).join(', ')})`;
   calls.set(text, { name, parameters });
-  const polynomial: Polynomial = new Map([[text, 1]]);
-  return polynomial;
+  return new Map([[text, 1]]);
+}
+
+/** floor((floor(p / a) + c) / b) = floor((p + a * c) / (a * b)) for whole a, b above 0, and the same for ceil. */
+function nestedDivision(
+  rest: Polynomial,
+  bottom: number,
+  round: 'floor' | 'ceil',
+): readonly [Polynomial, Polynomial] | undefined {
+  const products = [...rest.keys()].filter((product) => product !== '');
+  const inner = products.length === 1 ? calls.get(products[0]!) : undefined;
+  if (inner?.name !== round || rest.get(products[0]!) !== 1) return undefined;
+  const [top, divisor] = inner.parameters as [Polynomial, Polynomial];
+  const by = asConstant(divisor);
+  if (by === undefined || by <= 0) return undefined;
+  return [combine(top, constant(by * (rest.get('') ?? 0)), 1), constant(by * bottom)];
 }
 
 function floorDivide(a: Polynomial, b: Polynomial, round: 'floor' | 'ceil'): Polynomial {
@@ -114,14 +135,23 @@ function floorDivide(a: Polynomial, b: Polynomial, round: 'floor' | 'ceil'): Pol
     const left = asConstant(rest);
     if (left !== undefined)
       return combine(whole, constant(round === 'floor' ? Math.floor(left / bottom) : Math.ceil(left / bottom)), 1);
-    return combine(whole, call(round, [rest, b]), 1);
+    const flat = nestedDivision(rest, bottom, round);
+    return combine(whole, flat ? floorDivide(...flat, round) : call(round, [rest, b]), 1);
   }
   return call(round, [a, b]);
+}
+
+/** Whether a polynomial cannot be negative as long as names and calls are not. */
+function isNonNegative(polynomial: Polynomial): boolean {
+  return [...polynomial.values()].every((factor) => factor >= 0);
 }
 
 function extreme(name: 'max' | 'min', a: Polynomial, b: Polynomial): Polynomial {
   const difference = asConstant(combine(a, b, -1));
   if (difference !== undefined) return difference >= 0 === (name === 'max') ? a : b;
+  // Names stand for lengths: what is more by a sum of them is larger.
+  if (isNonNegative(combine(a, b, -1))) return name === 'max' ? a : b;
+  if (isNonNegative(combine(b, a, -1))) return name === 'max' ? b : a;
   const ordered = [a, b].sort((x, y) => (String(print(x)) < String(print(y)) ? -1 : 1));
   return call(name, ordered);
 }
@@ -216,9 +246,16 @@ function polynomialOf(dim: Dim): Polynomial {
   if (known) return known;
   let polynomial: Polynomial | undefined;
   if (/^-?\d+$/.test(dim)) polynomial = constant(Number(dim));
-  else if (!NAME.test(dim)) {
+  else if (!NAME.test(dim) && /[-+*/%(]/.test(dim)) {
     try {
-      polynomial = fromTree(loadMathjs()(dim) as unknown as Tree);
+      const dotted: string[] = [];
+      const text = dim.replace(DOTTED, (name) => `dotted_name_${dotted.push(name) - 1}`);
+      polynomial = fromTree(loadMathjs()(text) as unknown as Tree);
+      if (polynomial && dotted.length > 0)
+        polynomial = bindPolynomial(
+          polynomial,
+          Object.fromEntries(dotted.map((name, index) => [`dotted_name_${index}`, name])),
+        );
     } catch {
       // A dimension's name in ONNX is any text: `batch.1` and `?` are names, not mistakes.
     }

@@ -9,7 +9,7 @@ import { inputDtype, nodeName, typeOrUnknown, unknownDim } from './shape-rules.t
 import { type WindowPlan, windowOffsets, windowPlan, windowShape } from './window.ts';
 
 /** Output positions handled at once: bounds the memory of the unrolled windows. */
-const STRIPE = 4096;
+const STRIPE = 1024;
 
 /** Output shape of a convolution; undefined while a rank or the kernel is not known. */
 export function convShape(context: InferContext, x: number, w: number): Shape | undefined {

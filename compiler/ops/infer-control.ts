@@ -21,6 +21,11 @@ function inferIf(node: Node, inference: Inference): Types {
   const branches = [subgraphOf(node, 'then_branch'), subgraphOf(node, 'else_branch')];
   for (const branch of branches) inference.run(branch);
   const [yes, no] = branches as [Graph, Graph];
+  const condition = node.inputs[0] && inference.constantOf(node.inputs[0]);
+  if (condition) {
+    const taken = condition.toNumbers()[0] !== 0 ? yes : no;
+    return node.outputs.map((_, index) => taken.outputs[index]?.type);
+  }
   return node.outputs.map((_, index) => commonType(yes.outputs[index]?.type, no.outputs[index]?.type, node, index));
 }
 

@@ -1,5 +1,6 @@
 import { Graph, type Module, type Node, tensorType, type Value } from '../ir/graph.ts';
 import { elementCount, Tensor, type TensorData } from '../ir/tensor.ts';
+import { constantOf } from './constant.ts';
 import { isInteger, newArray, packTensor } from './elements.ts';
 import { findOp } from './index.ts';
 import { CONTENT_LIMIT, type Content, inferContent } from './infer-content.ts';
@@ -38,6 +39,13 @@ export class Inference {
     for (const node of graph.nodes) this.#runNode(node);
   }
 
+  /** The tensor of a value that is constant, or small and computed from constants. */
+  constantOf(value: Value): Tensor | undefined {
+    const node = value.producer;
+    if (node?.op === 'Constant' && node.domain === '') return constantOf(node);
+    return value.data ?? this.#folded.get(value) ?? this.#fromContent(value);
+  }
+
   /** Forgets what a loop's body was told about a value, before it is inferred again. */
   forget(value: Value): void {
     this.#contents.delete(value);
@@ -65,7 +73,7 @@ export class Inference {
   /** Computes a small result whose inputs are all known. */
   #fold(node: Node, opset: number, context: InferContext): void {
     const op = findOp(node.domain, node.op, opset);
-    if (!op?.evaluate || node.subgraphs.length > 0) return;
+    if (!op?.evaluate || node.op === 'Constant' || node.subgraphs.length > 0) return;
     const small = node.outputs.every((output) => {
       const type = output?.type;
       return (
@@ -102,7 +110,7 @@ export class Inference {
     const input = (index: number): Value | undefined => node.inputs[index];
     const constant = (index: number): Tensor | undefined => {
       const value = input(index);
-      return value && (value.data ?? this.#folded.get(value) ?? this.#fromContent(value));
+      return value && this.constantOf(value);
     };
     return {
       node,
@@ -118,7 +126,7 @@ export class Inference {
         if (!value) return undefined;
         const known = this.#contents.get(value);
         if (known) return known;
-        const tensor = value.data ?? this.#folded.get(value);
+        const tensor = this.constantOf(value);
         const small = tensor && tensor.shape.length <= 1 && tensor.size <= CONTENT_LIMIT;
         return small && (isInteger(tensor.dtype) || tensor.dtype === 'bool') ? tensor.toNumbers() : undefined;
       },

@@ -1,4 +1,5 @@
 import { NpucError } from '../errors.ts';
+import { mulDims } from '../ir/dims.ts';
 import type { Dim, Node } from '../ir/graph.ts';
 import type { TensorData } from '../ir/tensor.ts';
 import { encodeReals, need, newReals, readReals } from './elements.ts';
@@ -207,8 +208,9 @@ function inferResize(context: InferContext): Dim[] | undefined {
   axes.forEach((axis, index) => {
     const dim = shape[axis]!;
     const scale = scales?.[index];
-    if (scale === 1) out[axis] = dim;
-    else if (scale !== undefined && typeof dim === 'number') out[axis] = Math.floor(dim * scale);
+    if (scale === undefined) return;
+    if (typeof dim === 'number') out[axis] = Math.floor(dim * scale);
+    else if (Number.isInteger(scale)) out[axis] = mulDims(dim, scale);
   });
   return out;
 }

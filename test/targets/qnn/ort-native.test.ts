@@ -230,12 +230,17 @@ describe.skipIf(!toolchain)('native host', () => {
       const session = await host.openSession(${JSON.stringify(path)}, { provider: 'cpu' });
       session.run({ x: { dtype: 'f32', shape: [1200, 1200], data: new Float32Array(1200 * 1200) } });
       console.log(host.pid);`;
+    // What a killed process cannot remove itself goes with the test's folder.
     const parent = spawn(process.execPath, ['--input-type=module', '-e', script], {
       stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, TMPDIR: folder },
     });
-    const pid = await new Promise<number>((done) => parent.stdout.once('data', (text) => done(Number(String(text)))));
+    const ended = new Promise<void>((done) => parent.once('exit', () => done()));
+    const pid = await new Promise<number>((done, fail) => {
+      parent.stdout.once('data', (text) => done(Number(String(text))));
+      void ended.then(() => fail(new Error('the parent ended before it had a child')));
+    });
     expect(isAlive(pid)).toBe(true);
-    const ended = new Promise((done) => parent.once('exit', done));
     parent.kill('SIGKILL');
     await ended;
     for (let i = 0; i < 50 && isAlive(pid); i++) await sleep(20);

@@ -15,21 +15,10 @@ import {
  * Reads a FlatBuffer by the schema's tables. `bytes` fields are not read: the result holds ranges of the source.
  * Every offset is checked against the source. References may overlap in a lying file, so the work is bounded by the size
  * of the file and not by what it claims.
- * @param where the file's name for errors
  * @throws IO003 when the bytes are not a TFLite FlatBuffer; TF105 when they use members this schema does not know
  */
-export function readFlatBuffer<T extends TableName>(source: ByteSource, root: T, where?: string): TableValue<T> {
-  try {
-    return new Reader(source).root(root) as TableValue<T>;
-  } catch (error) {
-    if (!(error instanceof NpucError)) throw error;
-    throw new NpucError(error.code, {
-      message: error.message,
-      where: where ?? error.where,
-      hint: error.hint ?? 'the file is damaged or is no TFLite model; download or convert it again',
-      cause: error.cause,
-    });
-  }
+export function readFlatBuffer<T extends TableName>(source: ByteSource, root: T): TableValue<T> {
+  return new Reader(source).root(root) as TableValue<T>;
 }
 
 const PAGE = 1 << 16;

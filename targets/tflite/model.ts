@@ -8,8 +8,11 @@ export interface TfliteModel {
   version: number;
   description?: string;
   subgraphs: TfliteSubgraph[];
-  /** Constant data by index. Buffer 0 is empty: tensors without constant data point at it. */
-  buffers: BufferBytes[];
+  /**
+   * Constant data by index; undefined is no data, which is not the same as 0 bytes: a tensor with 0 bytes is a constant.
+   * Buffer 0 is undefined: tensors that are computed point at it.
+   */
+  buffers: (BufferBytes | undefined)[];
   signatures: TfliteSignature[];
   metadata: TfliteMetadata[];
   /** Buffer indices of a metadata form older than `metadata`. */
@@ -102,15 +105,15 @@ export interface TfliteMetadata {
  * Checks that every index points at something and that buffer 0 is empty.
  * @param code the error to throw: IO003 for a file that was read, TF103 for a model about to be written
  */
-export function checkIndices(model: TfliteModel, code: ErrorCode, where?: string): void {
+export function checkIndices(model: TfliteModel, code: ErrorCode): void {
   const fail = (message: string): never => {
-    throw new NpucError(code, where === undefined ? { message } : { message, where });
+    throw new NpucError(code, { message });
   };
   const inside = (index: number, count: number, what: string): void => {
     if (!Number.isInteger(index) || index < 0 || index >= count) fail(`${what} is ${index}, of ${count}`);
   };
   if (model.subgraphs.length === 0) fail('the model has no subgraph');
-  if ((model.buffers[0]?.byteLength ?? 0) !== 0) fail('buffer 0 must be empty: tensors without data point at it');
+  if ((model.buffers[0]?.byteLength ?? 0) !== 0) fail('buffer 0 holds data; tensors without data point at it');
   const buffers = model.buffers.length;
   model.subgraphs.forEach((graph, g) => {
     const tensors = graph.tensors.length;

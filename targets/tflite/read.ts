@@ -22,22 +22,28 @@ import type { TensorTypeCode } from './schema-enums.ts';
  */
 export function readTflite(source: ByteSource | Uint8Array, where?: string): TfliteModel {
   const bytes = source instanceof Uint8Array ? new MemorySource(source) : source;
-  const raw = readFlatBuffer(bytes, 'Model', where);
-  const reader = new ModelReader(bytes, raw, where);
-  const model = reader.model();
-  checkIndices(model, 'IO003', where);
-  return model;
+  try {
+    const model = new ModelReader(bytes, readFlatBuffer(bytes, 'Model')).model();
+    checkIndices(model, 'IO003');
+    return model;
+  } catch (error) {
+    if (!(error instanceof NpucError)) throw error;
+    throw new NpucError(error.code, {
+      message: error.message,
+      where: where ?? error.where,
+      hint: error.hint ?? 'the file is damaged or is no TFLite model; download or convert it again',
+      cause: error.cause,
+    });
+  }
 }
 
 class ModelReader {
   readonly #source: ByteSource;
   readonly #raw: TableValue<'Model'>;
-  readonly #where: string | undefined;
 
-  constructor(source: ByteSource, raw: TableValue<'Model'>, where: string | undefined) {
+  constructor(source: ByteSource, raw: TableValue<'Model'>) {
     this.#source = source;
     this.#raw = raw;
-    this.#where = where;
   }
 
   model(): TfliteModel {
@@ -103,7 +109,7 @@ class ModelReader {
   #operator(raw: TableValue<'Operator'>): TfliteOperator {
     const code = this.#raw.operatorCodes?.[raw.opcodeIndex ?? 0];
     if (!code)
-      throw this.#malformed(`an operator has the code ${raw.opcodeIndex} of ${this.#raw.operatorCodes?.length ?? 0}`);
+      throw malformed(`an operator has the code ${raw.opcodeIndex} of ${this.#raw.operatorCodes?.length ?? 0}`);
     const size = this.#number(raw.largeCustomOptionsSize ?? 0n, 'the size of custom options');
     const offset = this.#number(raw.largeCustomOptionsOffset ?? 0n, 'the offset of custom options');
     return present({
@@ -124,34 +130,30 @@ class ModelReader {
     });
   }
 
-  #buffer(raw: TableValue<'Buffer'>, what: string): BufferBytes {
+  #buffer(raw: TableValue<'Buffer'>, what: string): BufferBytes | undefined {
     const size = this.#number(raw.size ?? 0n, `the size of ${what}`);
     const offset = this.#number(raw.offset ?? 0n, `the offset of ${what}`);
     // Offset 0 or 1 means that the data is in the FlatBuffer; 1 is what a writer leaves before it knows the place.
     if (offset > 1) return this.#range(offset, size, what);
-    return raw.data ?? new Uint8Array(0);
+    return raw.data;
   }
 
   #range(offset: number, size: number, what: string): SourceBytes {
     if (offset + size > this.#source.size) {
-      throw this.#malformed(`${what} is bytes ${offset}..${offset + size} of a file of ${this.#source.size}`);
+      throw malformed(`${what} is bytes ${offset}..${offset + size} of a file of ${this.#source.size}`);
     }
     return new SourceBytes(this.#source, offset, size);
   }
 
   #number(value: bigint, what: string): number {
     const number = Number(value);
-    if (!Number.isSafeInteger(number)) throw this.#malformed(`${what} is ${value}`);
+    if (!Number.isSafeInteger(number)) throw malformed(`${what} is ${value}`);
     return number;
   }
+}
 
-  #malformed(message: string): NpucError {
-    return new NpucError('IO003', {
-      message,
-      hint: 'the file is damaged; download or convert it again',
-      ...(this.#where === undefined ? {} : { where: this.#where }),
-    });
-  }
+function malformed(message: string): NpucError {
+  return new NpucError('IO003', { message });
 }
 
 function ports(raw: readonly TableValue<'TensorMap'>[] | undefined): TflitePort[] {

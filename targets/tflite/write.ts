@@ -116,7 +116,7 @@ function stream(layout: FlatBuffer, sink: (chunk: Uint8Array) => void): void {
 }
 
 function areExternal(model: TfliteModel, options: TfliteWriteOptions): boolean {
-  const payload = model.buffers.reduce((sum, bytes) => sum + bytes.byteLength, 0);
+  const payload = model.buffers.reduce((sum, bytes) => sum + (bytes?.byteLength ?? 0), 0);
   return options.externalBuffers ?? payload > INLINE_LIMIT;
 }
 
@@ -146,7 +146,8 @@ function layOut(model: TfliteModel, options: TfliteWriteOptions): FlatBuffer {
     })),
     operatorCodes: codes.table,
     buffers: model.buffers.map((bytes, i) =>
-      external && !inside.has(i) ? places.buffer(bytes) : bytes.byteLength === 0 ? {} : { data: bytes },
+      // 0 bytes have no place outside: a size of 0 there reads as no data at all.
+      external && bytes?.byteLength && !inside.has(i) ? places.place(bytes) : { data: bytes },
     ),
     signatureDefs: model.signatures.map((signature) => ({
       signatureKey: signature.key,
@@ -183,10 +184,6 @@ class Places {
     this.segments.push({ position, bytes });
     this.end = position + bytes.byteLength;
     return { offset: BigInt(position), size: BigInt(bytes.byteLength) };
-  }
-
-  buffer(bytes: BufferBytes): TableValue<'Buffer'> {
-    return bytes.byteLength === 0 ? {} : this.place(bytes);
   }
 }
 

@@ -45,7 +45,7 @@ export function twoSignatures(kind: TinyKind): TfliteModel {
   const bits = kind === 'a16w4' ? 4 : 8;
   const weights = integerWeights(bits);
   const bias = seededNumbers(9, N).map((value) => Math.trunc(value * 1000));
-  const buffers: BufferBytes[] = [new Uint8Array(0)];
+  const buffers: (BufferBytes | undefined)[] = [undefined];
   const buffer = (data: ArrayBufferView): number =>
     buffers.push(new Uint8Array(data.buffer, data.byteOffset, data.byteLength)) - 1;
   const constants = float

@@ -16,8 +16,8 @@ import { twoSignatures } from './tiny-models.ts';
 const folder = mkdtempSync(join(tmpdir(), 'npuc-tflite-'));
 afterAll(() => rmSync(folder, { recursive: true }));
 
-function bytesOf(bytes: BufferBytes): Uint8Array {
-  if (bytes instanceof Uint8Array) return bytes;
+function bytesOf(bytes: BufferBytes | undefined): Uint8Array | undefined {
+  if (!bytes || bytes instanceof Uint8Array) return bytes;
   if (bytes instanceof SourceBytes) return bytes.read();
   throw new Error('a streamed buffer');
 }
@@ -113,13 +113,17 @@ describe('writeTflite', () => {
         { builtinCode: 150, deprecatedBuiltinCode: 127, version: 1 },
       ]);
       raw.buffers!.forEach((buffer, i) => {
-        const given = model.buffers[i] as Uint8Array;
+        const given = model.buffers[i] as Uint8Array | undefined;
+        if (!given) {
+          expect(buffer).toEqual({ offset: 0n, size: 0n });
+          return;
+        }
         const isMetadata = i === model.metadata[0]!.buffer;
         // The bytes are found where the file says, on a 16-byte boundary.
-        const at = externalBuffers && !isMetadata && i > 0 ? Number(buffer.offset) : indexOf(bytes, given);
+        const at = externalBuffers && !isMetadata ? Number(buffer.offset) : indexOf(bytes, given);
         expect(at % 16).toBe(0);
         expect(bytes.slice(at, at + given.byteLength)).toEqual(given);
-        if (externalBuffers && !isMetadata && i > 0) {
+        if (externalBuffers && !isMetadata) {
           expect(buffer.data).toBeUndefined();
           expect(Number(buffer.size)).toBe(given.byteLength);
         } else {
@@ -166,6 +170,15 @@ describe('writeTflite', () => {
       expect(last.read(size - 16)).toEqual(new Uint8Array(16));
       file.close();
       rmSync(path);
+    }
+  });
+
+  it('tells a constant of 0 bytes from no constant', () => {
+    for (const externalBuffers of [false, true]) {
+      const model = twoSignatures('f32');
+      model.buffers.push(new Uint8Array(0), undefined);
+      const read = readTflite(encodeTflite(model, { externalBuffers })).buffers;
+      expect(read.slice(-2).map(bytesOf)).toEqual([new Uint8Array(0), undefined]);
     }
   });
 
@@ -302,5 +315,5 @@ describe('writeTflite', () => {
 });
 
 function indexOf(bytes: Uint8Array, part: Uint8Array): number {
-  return part.byteLength === 0 ? 0 : Buffer.from(bytes).indexOf(part);
+  return Buffer.from(bytes).indexOf(part);
 }

@@ -1,5 +1,5 @@
 import { NpucError } from '../errors.ts';
-import { addDims, mulDims } from '../ir/dims.ts';
+import { addDims, divDims, mulDims } from '../ir/dims.ts';
 import type { Dim, Shape } from '../ir/graph.ts';
 import { elementCount, type TensorData } from '../ir/tensor.ts';
 import { expandTo } from './broadcast.ts';
@@ -225,8 +225,7 @@ const depthToSpace = defineOp({
     const size = context.node.int('blocksize', 1);
     if (!shape) return [typeOrUnknown(inputDtype(context, 0), unknownShape(context.node, 0, 4))];
     const [n, c, h, w] = shape as [Dim, Dim, Dim, Dim];
-    const channels = typeof c === 'number' ? c / (size * size) : unknownDim(context.node, 0, 1);
-    return [typeOrUnknown(inputDtype(context, 0), [n, channels, mulDims(h, size), mulDims(w, size)])];
+    return [typeOrUnknown(inputDtype(context, 0), [n, divDims(c, size * size), mulDims(h, size), mulDims(w, size)])];
   },
   evaluate: (inputs, { node }) => {
     const x = need(inputs, 0, nodeName(node));
@@ -252,9 +251,7 @@ const spaceToDepth = defineOp({
     const size = context.node.int('blocksize', 1);
     if (!shape) return [typeOrUnknown(inputDtype(context, 0), unknownShape(context.node, 0, 4))];
     const [n, c, h, w] = shape as [Dim, Dim, Dim, Dim];
-    const part = (dim: Dim, axis: number): Dim =>
-      typeof dim === 'number' ? dim / size : unknownDim(context.node, 0, axis);
-    return [typeOrUnknown(inputDtype(context, 0), [n, mulDims(c, size * size), part(h, 2), part(w, 3)])];
+    return [typeOrUnknown(inputDtype(context, 0), [n, mulDims(c, size * size), divDims(h, size), divDims(w, size)])];
   },
   evaluate: (inputs, { node }) => {
     const x = need(inputs, 0, nodeName(node));

@@ -1,5 +1,5 @@
 import { NpucError } from '../errors.ts';
-import { addDims, ceilDivDims, divDims } from '../ir/dims.ts';
+import { addDims, ceilDivDims, divDims, minDims } from '../ir/dims.ts';
 import type { Dim, Node, Shape } from '../ir/graph.ts';
 import { elementCount } from '../ir/tensor.ts';
 import { stridesOf } from './indexing.ts';
@@ -52,11 +52,9 @@ export function windowShape(spatial: Shape, plan: WindowPlan): Dim[] {
     const pads = plan.autoPad === 'VALID' ? 0 : plan.before[axis]! + plan.after[axis]!;
     const room = addDims(dim, pads - extentOf(plan, axis));
     if (!plan.ceil) return addDims(divDims(room, stride), 1);
-    const rounded = addDims(ceilDivDims(room, stride), 1);
-    if (typeof rounded !== 'number' || typeof dim !== 'number') return rounded;
-    // A last window that would start behind the input and its leading pad is dropped (as ONNX Runtime and PyTorch do).
-    const start = (rounded - 1) * stride;
-    return start >= dim + (plan.autoPad === 'VALID' ? 0 : plan.before[axis]!) ? rounded - 1 : rounded;
+    // Windows that would start behind the input and its leading pad are dropped (as ONNX Runtime and PyTorch do).
+    const before = plan.autoPad === 'VALID' ? 0 : plan.before[axis]!;
+    return minDims(addDims(ceilDivDims(room, stride), 1), ceilDivDims(addDims(dim, before), stride));
   });
 }
 

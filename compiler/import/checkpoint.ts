@@ -3,12 +3,13 @@ import { readdirSync, statSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { NpucError } from '../errors.ts';
 import { FileSource, type Tensor } from '../ir/tensor.ts';
-import { loadTokenizer, type Tokenizer } from '../runtime/tokenizer.ts';
+import { checkVocabulary, loadTokenizer, type Tokenizer } from '../runtime/tokenizer.ts';
 import { openGguf } from './gguf.ts';
 import { ggufToCheckpoint } from './gguf-checkpoint.ts';
 import { ggufToTokenizer } from './gguf-tokenizer.ts';
+import { fetchHubModel, type HubOptions, isHubReference, parseHubReference } from './hub.ts';
 import { type JsonObject, readJsonObject } from './json.ts';
-import { listSafetensorsFiles, openSafetensors } from './safetensors.ts';
+import { closeSafetensors, listSafetensorsFiles, openSafetensors } from './safetensors.ts';
 
 /** A checkpoint opened for reading: weights stay in their files. */
 export interface Checkpoint {
@@ -38,11 +39,15 @@ export interface DigestOptions {
 
 /**
  * Opens a checkpoint: a Hugging Face folder, a .safetensors (or its index) beside a config.json, a .gguf, or a folder with
- * nothing but one .gguf.
- * @throws IM110 nothing usable is there, IM111 only pickled weights, IM131 tokenizer.json is not usable, and what the reader
- *   of each format throws
+ * nothing but one .gguf, or a model of the hub (`hf:org/name`, see fetchHubModel), which is downloaded into the cache.
+ * @throws IM110 nothing usable is there, IM111 only pickled weights, IM130 the tokenizer is another model's, IM131 it is not
+ *   usable, and what the reader of each format and the hub throw
  */
-export async function openCheckpoint(source: string): Promise<Checkpoint> {
+export async function openCheckpoint(source: string, options: HubOptions = {}): Promise<Checkpoint> {
+  if (isHubReference(source)) {
+    const { repo } = parseHubReference(source);
+    return { ...(await openCheckpoint(await fetchHubModel(source, options))), name: repo };
+  }
   const path = resolve(source);
   const stat = statSync(path, { throwIfNoEntry: false });
   if (!stat) {
@@ -134,9 +139,7 @@ function openFolder(folder: string, weights: string): Checkpoint {
     'chat_template.jinja',
   ];
   const files = [...side.flatMap((name) => file(name) ?? []), ...listSafetensorsFiles(weights)];
-  const close = (): void => {
-    for (const { storage } of tensors.values()) if (storage.kind === 'file') storage.file.close();
-  };
+  const close = (): void => closeSafetensors(tensors);
   const name = basename(folder);
   const tokenizerFiles = new Map(
     side.slice(1).flatMap((each): [string, string][] => {
@@ -189,10 +192,17 @@ function makeCheckpoint(
   files: readonly string[],
   close: () => void,
 ): Checkpoint {
+  const { tokenizer, config, where } = parts;
+  try {
+    if (tokenizer && typeof config.vocab_size === 'number') checkVocabulary(tokenizer, config.vocab_size, where);
+  } catch (error) {
+    close();
+    throw error;
+  }
   let digest: string | undefined;
   return {
     ...parts,
-    chatTemplate: parts.tokenizer?.chatTemplate,
+    chatTemplate: tokenizer?.chatTemplate,
     async digest(options) {
       digest ??= await digestFiles(files, options);
       return digest;

@@ -193,7 +193,25 @@ function isPlainFileName(name: string): boolean {
 function openSharded(path: string): Map<string, Tensor> {
   const shards = readIndex(path);
   const opened = new Map<string, Map<string, Tensor>>();
-  for (const shard of new Set(shards.values())) opened.set(shard, openShard(shard, path));
+  try {
+    for (const shard of new Set(shards.values())) opened.set(shard, openShard(shard, path));
+    return collect(shards, opened, path);
+  } catch (error) {
+    for (const tensors of opened.values()) closeSafetensors(tensors);
+    throw error;
+  }
+}
+
+/** Closes the files behind the tensors; reading one later opens its file again. */
+export function closeSafetensors(tensors: ReadonlyMap<string, Tensor>): void {
+  for (const { storage } of tensors.values()) if (storage.kind === 'file') storage.file.close();
+}
+
+function collect(
+  shards: ReadonlyMap<string, string>,
+  opened: ReadonlyMap<string, ReadonlyMap<string, Tensor>>,
+  path: string,
+): Map<string, Tensor> {
   const tensors = new Map<string, Tensor>();
   for (const [name, shard] of shards) {
     const tensor = opened.get(shard)?.get(name);

@@ -5,6 +5,27 @@ import type { ChunkReport } from './report.ts';
 /** Tokens decoded after the chunk, each fed to both engines: the float model's own greedy choice. */
 const DECODED = 4;
 
+/** dB between the logits of two engines on one chunk, each from an empty cache. */
+export async function chunkSqnr(
+  reference: DecoderSession,
+  session: DecoderSession,
+  window: readonly number[],
+): Promise<number> {
+  reference.reset();
+  session.reset();
+  const expected = await reference.feed(window, 'all');
+  const got = await session.feed(window, 'all');
+  let signal = 0;
+  let noise = 0;
+  expected.forEach((row, i) => {
+    row.forEach((value, j) => {
+      signal += value * value;
+      noise += (value - got[i]![j]!) ** 2;
+    });
+  });
+  return noise === 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10(signal / noise);
+}
+
 /**
  * One prefill chunk and the first decoded tokens on a slow engine beside the float model, timed on this machine.
  */

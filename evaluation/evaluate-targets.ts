@@ -14,7 +14,7 @@ import { plainContract } from '../passes/io-contract.ts';
 import { makeProtocol } from '../passes/protocol.ts';
 import { decoderTargets } from '../targets/index.ts';
 import type { ManifestTarget, TargetName } from '../targets/target.ts';
-import { compareChunk } from './compare-chunk.ts';
+import { chunkSqnr, compareChunk } from './compare-chunk.ts';
 import { compareValues, tapModule, type ValueComparison } from './compare-values.ts';
 import { evaluateLogits } from './perplexity.ts';
 import type { Report, TargetReport } from './report.ts';
@@ -101,12 +101,16 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
         session.reset();
         samples[name] = tokenizer.decode(await generateGreedy(session, prompt, options.sampleTokens, tokenizer.eosIds));
       }
+      const twin = await decoderTargets[name].openReference?.(inputs.folder, target);
+      const twinSqnr = twin && (await chunkSqnr(twin, session, [...prefix, ...text.ids].slice(0, chunk)));
+      await twin?.close();
       reports[name] = {
         engine: session.engine,
         execution: target.execution,
         bytes: inputs.bytes[name] ?? 0,
         ...(logits ? { logits } : {}),
         ...(chunkReport ? { chunk: chunkReport } : {}),
+        ...(twinSqnr === undefined ? {} : { twinSqnr }),
         values,
         ...firstDivergence(values),
         seconds: (performance.now() - started) / 1000,

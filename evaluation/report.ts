@@ -11,6 +11,8 @@ export interface TargetReport {
   readonly logits?: LogitReport;
   /** On one prefill chunk and the tokens after it, for engines too slow for text. */
   readonly chunk?: ChunkReport;
+  /** dB of one prefill chunk's logits against ONNX Runtime on the same QDQ models: how exactly the engine computes. */
+  readonly twinSqnr?: number;
   /**
    * Every value of one prefill chunk, in order of computation: the target's QDQ graph against the float graph, both on ONNX
    * Runtime. Reports show the ten worst.

@@ -72,6 +72,8 @@ export interface DecoderTarget {
    * @param folder the output folder
    */
   open(folder: string, target: ManifestTarget, options: OpenOptions): Promise<DecoderSession>;
+  /** The same integers on ONNX Runtime's CPU kernels, for targets whose artifact is compiled from QDQ models. */
+  openReference?(folder: string, target: ManifestTarget): Promise<DecoderSession>;
   /**
    * A twin that gives logits for every position, made from the same encodings and bytes, for targets whose prefill graphs
    * give none.

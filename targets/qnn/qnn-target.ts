@@ -5,6 +5,8 @@ import { NpucError } from '../../compiler/errors.ts';
 import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
 import type { Graph } from '../../compiler/ir/graph.ts';
 import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
+import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
 import { NativeHost } from '../../compiler/runtime/ort-native.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
@@ -106,6 +108,13 @@ export const qnnTarget: DecoderTarget = {
     }
     const runners = new Map([...graphs].map(([tokens, session]) => [tokens, closeHostWith(session, graphs, host)]));
     return new DecoderSession({ protocol: target.protocol, graphs: runners, encodings: portEncodings(target.ports) });
+  },
+  async openReference(folder, target): Promise<DecoderSession> {
+    const graphs = new Map<number, Runner>();
+    for (const graph of target.graphs) {
+      graphs.set(graph.tokens, await openWithJavaScript(join(folder, graph.source!), pickJavaScriptEngine()));
+    }
+    return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
   },
 };
 

@@ -236,7 +236,8 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
         join(staging, RECORD),
         `${JSON.stringify({ name, version: recipe.version, ...record }, null, 2)}\n`,
       );
-      if (existsSync(root) && inspectInstall(name).state === 'damaged') rmSync(root, { recursive: true, force: true });
+      // Two renames, so that another install sees the toolchain missing for an instant only.
+      if (inspectInstall(name).state === 'damaged') renameSync(root, `${staging}-damaged`);
       renameSync(staging, root);
     } catch (cause) {
       // Another process may have been faster: its folder, made from the same digests, is as good.
@@ -244,10 +245,10 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
       if (!finished) throw cause;
       return finished;
     } finally {
-      rmSync(staging, { recursive: true, force: true });
+      for (const path of [staging, `${staging}-damaged`]) rmSync(path, { recursive: true, force: true });
     }
     for (const wheel of recipe.wheels) rmSync(join(toolchains, wheel.file), { force: true });
-    return requireToolchain(name);
+    return describeToolchain(name);
   });
 }
 
@@ -263,13 +264,20 @@ export async function fetchLicence(name: ToolchainName, options: ObtainOptions =
   const toolchains = dirname(toolchainRoot(name));
   return await guardWrites(toolchains, async () => {
     mkdirSync(toolchains, { recursive: true });
-    const wheel = wheels.find((candidate) => candidate.project === licence.wheel)!;
-    const path = await obtainWheel(wheel, toolchains, options);
-    const entry = readZipDirectory(path).find((candidate) => candidate.name === licence.entry)!;
-    const target = join(toolchains, `${name}-${version}-${basename(licence.entry)}`);
-    rmSync(target, { force: true });
-    await unpackZipEntry(path, entry, target);
-    return target;
+    try {
+      const wheel = wheels.find((candidate) => candidate.project === licence.wheel)!;
+      const path = await obtainWheel(wheel, toolchains, options);
+      const entry = readZipDirectory(path).find((candidate) => candidate.name === licence.entry)!;
+      const target = join(toolchains, `${name}-${version}-${basename(licence.entry)}`);
+      rmSync(target, { force: true });
+      await unpackZipEntry(path, entry, target);
+      return target;
+    } catch (cause) {
+      // An install that finished meanwhile has removed the kept wheel and brought the licence.
+      const finished = findToolchain(name);
+      if (!finished) throw cause;
+      return finished.licenceFile;
+    }
   });
 }
 

@@ -21,7 +21,8 @@ export interface LitertSignature {
   readonly inputs: readonly PortInfo[];
   readonly outputs: readonly PortInfo[];
   /**
-   * Runs once. Feeds and results are plain arrays: nothing of the runtime's memory stays behind.
+   * Runs once. Feeds and results are plain arrays: nothing of the runtime's memory stays behind. A dynamic dimension of the
+   * file runs at 1, the only size that LiteRT.js computes correctly.
    * @throws RT011 for feeds that do not fit, RT111 when the runtime reports a failure
    */
   run(feeds: Tensors): Promise<Record<string, TensorData>>;
@@ -124,7 +125,14 @@ class Loaded implements LitertModel {
       const outputs = ports(signature.outputNames(), (i) => model.getOutputTensorType(index, i), where);
       const key = signature.key();
       signature.delete();
-      const run = async (feeds: Tensors) => this.#run(index, key, inputs, outputs, feeds);
+      // The first run of a dynamic signature gives outputs of the size that the file has behind its -1; from then on the
+      // runtime knows better.
+      let settled = inputs.every((_, i) => !dimensions(model.getInputTensorType(index, i)).includes(-1));
+      const run = async (feeds: Tensors) => {
+        if (!settled) this.#run(index, key, inputs, outputs, feeds);
+        settled = true;
+        return this.#run(index, key, inputs, outputs, feeds);
+      };
       this.signatures[key] = { key, inputs, outputs, run };
     }
   }
@@ -240,13 +248,10 @@ function allocate(engine: LitertEngine, size: number, where: string): number {
 function ports(names: Vector<string>, typeOf: (index: number) => TensorTypeHandle, where: string): PortInfo[] {
   return drain(names).map((name, i) => {
     const type = typeOf(i);
-    const layout = type.layout();
-    // The bindings cannot resize, and a longer feed would corrupt memory: a dynamic dimension runs at the 1 that is in the
-    // file. A file with another size there is refused by the runtime, which compares byte lengths.
-    const shape = drain(layout.dimensions()).map((dim) => (dim === -1 ? 1 : dim));
     const code = type.elementType().value;
-    layout.delete();
-    type.delete();
+    // The runtime gives outputs the room that the file's static shape says, and writes over the end of it when a longer
+    // feed makes them longer (measured: traps and garbage). 1 is never longer.
+    const shape = dimensions(type).map((dim) => (dim === -1 ? 1 : dim));
     const dtype = DTYPE_OF.get(code);
     if (!dtype) {
       throw new NpucError('RT110', {
@@ -257,6 +262,15 @@ function ports(names: Vector<string>, typeOf: (index: number) => TensorTypeHandl
     }
     return { name, dtype, shape };
   });
+}
+
+/** The shape in a type handle, -1 for dynamic dimensions; deletes the handle. */
+function dimensions(type: TensorTypeHandle): number[] {
+  const layout = type.layout();
+  const shape = drain(layout.dimensions());
+  layout.delete();
+  type.delete();
+  return shape;
 }
 
 function drain<T>(vector: Vector<T>): T[] {
@@ -299,11 +313,7 @@ function createBuffer({ wasm, environment }: LitertEngine, { dtype, shape, data 
 }
 
 function readBuffer({ wasm }: LitertEngine, buffer: TensorBufferHandle, dtype: DType): TensorData {
-  const type = buffer.tensorType();
-  const layout = type.layout();
-  const shape = drain(layout.dimensions());
-  layout.delete();
-  type.delete();
+  const shape = dimensions(buffer.tensorType());
   const address = buffer.lock(wasm.LiteRtTensorBufferLockMode.READ);
   const bytes = wasm.HEAPU8.slice(address, address + buffer.packedSize());
   buffer.unlock();

@@ -214,6 +214,32 @@ export function replaceByFresh(graph: Graph, old: Value, fresh: Value): void {
   if (fresh.producer && producer) fresh.producer.name = renamed(producer, fresh.producer.op);
 }
 
+/**
+ * The outputs of a node are read from other values instead, through Identity nodes that keep names, types and encodings
+ * (eliminate-noops removes those that need not stay); the node goes.
+ */
+export function replaceByIdentities(
+  graph: Graph,
+  node: Node,
+  values: readonly (Value | undefined)[],
+  opset: number,
+): void {
+  const build = new Builder(graph, node, node.from, opset);
+  const replaced = node.outputs.flatMap((old, index) => {
+    const value = values[index];
+    if (!old || !value || !isRead(graph, old)) return [];
+    const fresh = build.emit('Identity', [value], { type: value.type ?? old.type });
+    fresh.encoding = old.encoding;
+    redirect(graph, old, fresh);
+    return [{ fresh, name: old.name }];
+  });
+  removeDeadNodes(graph, [node]);
+  for (const { fresh, name } of replaced) {
+    graph.renameValue(fresh, name);
+    fresh.producer!.name = defaultNodeName('Identity', [fresh]);
+  }
+}
+
 /** The name of a node that takes another one's place: made from the output's name if the other one's was. */
 function renamed(old: Node, op: string): string {
   return old.name.endsWith(`/${old.op}`) ? `${old.name.slice(0, -old.op.length)}${op}` : old.name;

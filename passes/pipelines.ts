@@ -17,6 +17,8 @@ import { fuseMatmulAdd } from './fuse-matmul-add.ts';
 import { fuseRmsNorm } from './fuse-rms-norm.ts';
 import { fuseRope } from './fuse-rope.ts';
 import { fuseSilu } from './fuse-silu.ts';
+import { inlineConstantBranches } from './inline-constant-branches.ts';
+import { inlineLocalFunctions } from './inline-local-functions.ts';
 
 /** What an ONNX import goes through; after it, every target sees the same few forms. Order matters: a reason per line. */
 export const simplify: readonly Pass[] = [
@@ -48,5 +50,7 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     fuseRmsNorm,
     fuseRope,
     fuseSilu,
+    inlineConstantBranches,
+    inlineLocalFunctions,
   ].map((pass) => [pass.name, pass]),
 );

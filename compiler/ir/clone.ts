@@ -22,7 +22,11 @@ export function cloneGraph(graph: Graph): Graph {
   return copyGraph(graph, undefined, new Map());
 }
 
-function copyGraph(graph: Graph, parent: Graph | undefined, outer: ReadonlyMap<Value, Value>): Graph {
+/**
+ * A copy of a graph below another parent. `outer` says what stands for the values it captures; those not named stay.
+ * Names that the new parent uses get a suffix.
+ */
+export function copyGraph(graph: Graph, parent: Graph | undefined, outer: ReadonlyMap<Value, Value>): Graph {
   const copy = new Graph(graph.name, parent);
   const map = new Map(outer);
   for (const value of graph.values) {
@@ -31,7 +35,8 @@ function copyGraph(graph: Graph, parent: Graph | undefined, outer: ReadonlyMap<V
     fresh.payload = value.payload;
     map.set(value, fresh);
   }
-  const to = (value: Value | undefined): Value | undefined => (value === undefined ? undefined : map.get(value)!);
+  const to = (value: Value | undefined): Value | undefined =>
+    value === undefined ? undefined : (map.get(value) ?? value);
   for (const node of graph.nodes) {
     copy.addNode({
       op: node.op,
@@ -45,7 +50,7 @@ function copyGraph(graph: Graph, parent: Graph | undefined, outer: ReadonlyMap<V
     });
   }
   copy.inputs.push(...graph.inputs.map((value) => map.get(value)!));
-  copy.outputs.push(...graph.outputs.map((value) => map.get(value)!));
+  copy.outputs.push(...graph.outputs.map((value) => map.get(value) ?? value));
   for (const value of graph.quantizedPorts) copy.quantizedPorts.add(map.get(value)!);
   for (const [name, port] of graph.states)
     copy.states.set(name, { input: map.get(port.input)!, output: map.get(port.output)! });
@@ -55,7 +60,8 @@ function copyGraph(graph: Graph, parent: Graph | undefined, outer: ReadonlyMap<V
   return copy;
 }
 
-function copyAttributes(node: Node, graph: Graph, map: ReadonlyMap<Value, Value>): Map<string, Attribute> {
+/** The attributes of a node for a copy of it in another graph: subgraphs are copied below that graph. */
+export function copyAttributes(node: Node, graph: Graph, map: ReadonlyMap<Value, Value>): Map<string, Attribute> {
   const attributes = new Map<string, Attribute>();
   for (const [name, attribute] of node.attributes) {
     if (attribute.kind === 'graph')

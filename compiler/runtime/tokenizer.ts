@@ -138,13 +138,13 @@ export function loadTokenizer(
  * @throws IM130 when it does not
  */
 export function checkVocabulary(tokenizer: Tokenizer, modelVocabSize: number, where?: string): void {
+  const tooMany = tokenizer.vocabSize > modelVocabSize;
   const ends = tokenizer.eosIds.find((id) => id >= modelVocabSize);
-  if (tokenizer.vocabSize <= modelVocabSize && ends === undefined) return;
+  if (!tooMany && ends === undefined) return;
   throw new NpucError('IM130', {
-    message:
-      ends === undefined
-        ? `the tokenizer gives ids up to ${tokenizer.vocabSize - 1}, the model has ${modelVocabSize} tokens`
-        : `the end-of-text id is ${ends}, the model has ${modelVocabSize} tokens`,
+    message: tooMany
+      ? `the tokenizer gives ids up to ${tokenizer.vocabSize - 1}, the model has ${modelVocabSize} tokens`
+      : `the end-of-text id is ${ends}, the model has ${modelVocabSize} tokens`,
     where,
     hint: 'tokenizer.json or generation_config.json belongs to another model',
   });

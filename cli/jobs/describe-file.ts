@@ -1,0 +1,215 @@
+import { basename } from 'node:path';
+import { NpucError } from '../../compiler/errors.ts';
+import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
+import { openOnnx } from '../../compiler/import/onnx.ts';
+import type { Graph, Module } from '../../compiler/ir/graph.ts';
+import { FileSource } from '../../compiler/ir/tensor.ts';
+import { printModule } from '../../compiler/ir/text.ts';
+import { findOp } from '../../compiler/ops/index.ts';
+import { inferShapes } from '../../compiler/ops/infer-shapes.ts';
+import { isOutputFolder, readManifest } from '../../targets/manifest.ts';
+import { readContextBinary } from '../../targets/qnn/read-context.ts';
+import { requireToolchain } from '../../targets/qnn/toolchain.ts';
+import { readTflite } from '../../targets/tflite/read.ts';
+import { operatorName, tensorTypeName } from '../../targets/tflite/schema-enums.ts';
+import { formatBytes } from '../render-plan.ts';
+
+/** What `npuc inspect` says of a file: lines for people and the same as data. */
+export interface Description {
+  readonly kind: 'onnx' | 'tflite' | 'context-binary' | 'checkpoint' | 'compiled';
+  readonly data: unknown;
+  readonly lines: readonly string[];
+}
+
+/** @throws CL001 for a file of no known kind */
+export async function describePath(path: string, asText: boolean): Promise<Description> {
+  if (isOutputFolder(path)) return describeCompiled(path);
+  if (path.endsWith('.onnx')) return describeOnnx(path, asText);
+  if (asText) throw new NpucError('CL001', { message: '--text prints ONNX models only', where: path });
+  if (path.endsWith('.tflite')) return describeTflite(path);
+  if (path.endsWith('.bin') && !path.endsWith('pytorch_model.bin')) return await describeContext(path);
+  return await describeCheckpoint(path);
+}
+
+function countBy(names: Iterable<string>): [string, number][] {
+  const counts = new Map<string, number>();
+  for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
+}
+
+function describeOnnx(path: string, asText: boolean): Description {
+  const module = openOnnx(path);
+  inferShapes(module);
+  const graph = module.graph();
+  const opset = module.opsets.get('') ?? 0;
+  const ops = countBy(allNodes(graph).map((node) => (node.domain ? `${node.domain}::${node.op}` : node.op)));
+  const unknown = allNodes(graph).filter(
+    (node) => !findOp(node.domain, node.op, module.opsets.get(node.domain) ?? opset)?.evaluate,
+  );
+  const weights = [...module.weights].reduce((sum, tensor) => sum + tensor.byteLength, 0);
+  const port = (value: Graph['inputs'][number]): { name: string; dtype: string; shape: string } => ({
+    name: value.name,
+    dtype: value.type?.kind === 'tensor' ? value.type.dtype : (value.type?.kind ?? '?'),
+    shape: value.type?.kind === 'tensor' && value.type.shape ? `[${value.type.shape.join(',')}]` : '[?]',
+  });
+  const symbols = [
+    ...new Set(graph.inputs.flatMap((value) => (value.type?.kind === 'tensor' ? (value.type.shape ?? []) : []))),
+  ].filter((dim) => typeof dim === 'string');
+  const data = {
+    opsets: Object.fromEntries(module.opsets),
+    producer: `${module.producerName} ${module.producerVersion}`.trim(),
+    inputs: graph.inputs.map(port),
+    outputs: graph.outputs.map(port),
+    nodes: graph.nodes.length,
+    ops: Object.fromEntries(ops),
+    withoutReference: [...new Set(unknown.map((node) => node.op))],
+    weightBytes: weights,
+    symbolicDims: symbols,
+  };
+  if (asText)
+    return { kind: 'onnx', data: { ...data, text: printModule(module) }, lines: [printModule(module).trimEnd()] };
+  return {
+    kind: 'onnx',
+    data,
+    lines: [
+      `onnx ${basename(path)}  opset ${opset}  ${data.producer}`,
+      ...data.inputs.map(({ name, dtype, shape }) => `  in   ${name} ${dtype}${shape}`),
+      ...data.outputs.map(({ name, dtype, shape }) => `  out  ${name} ${dtype}${shape}`),
+      `  ${data.nodes} nodes, weights ${formatBytes(weights)}`,
+      `  ${ops.map(([op, count]) => `${op} ${count}`).join(', ')}`,
+      ...(symbols.length > 0 ? [`  dynamic: ${symbols.join(', ')} (compile with --bind ${symbols[0]}=<number>)`] : []),
+      ...(data.withoutReference.length > 0
+        ? [`  carried through without reference semantics: ${data.withoutReference.join(', ')}`]
+        : []),
+    ],
+  };
+}
+
+function allNodes(graph: Graph): Module['graphs'][number]['nodes'] {
+  return graph.nodes.flatMap((node) => [node, ...node.subgraphs.flatMap(allNodes)]);
+}
+
+function describeTflite(path: string): Description {
+  const file = new FileSource(path);
+  try {
+    const bytes = file.size;
+    const model = readTflite(file, path);
+    const subgraphs = model.subgraphs.map((graph) => ({
+      name: graph.name ?? '',
+      ops: Object.fromEntries(countBy(graph.operators.map((operator) => operatorName(operator.code)))),
+      types: Object.fromEntries(countBy(graph.tensors.map((tensor) => tensorTypeName(tensor.type)))),
+    }));
+    const port = (subgraph: number, { name, tensor }: { name: string; tensor: number }): string => {
+      const { type, shape } = model.subgraphs[subgraph]!.tensors[tensor]!;
+      return `${name} ${tensorTypeName(type)}[${shape.join(',')}]`;
+    };
+    const signatures = model.signatures.map((signature) => ({
+      key: signature.key,
+      inputs: signature.inputs.map((each) => port(signature.subgraph, each)),
+      outputs: signature.outputs.map((each) => port(signature.subgraph, each)),
+    }));
+    const constant = model.buffers.reduce((sum, buffer) => sum + (buffer?.byteLength ?? 0), 0);
+    return {
+      kind: 'tflite',
+      data: { bytes, constantBytes: constant, subgraphs, signatures },
+      lines: [
+        `tflite ${basename(path)}  ${formatBytes(bytes)}, constants ${formatBytes(constant)} in ${model.buffers.length} buffers`,
+        ...subgraphs.flatMap((graph) => [
+          `  subgraph ${graph.name}`,
+          `    ${Object.entries(graph.ops)
+            .map(([op, count]) => `${op} ${count}`)
+            .join(', ')}`,
+          `    tensors ${Object.entries(graph.types)
+            .map(([type, count]) => `${type} ${count}`)
+            .join(', ')}`,
+        ]),
+        ...signatures.flatMap((signature) => [
+          `  signature ${signature.key}`,
+          ...signature.inputs.map((each) => `    in   ${each}`),
+          ...signature.outputs.map((each) => `    out  ${each}`),
+        ]),
+      ],
+    };
+  } finally {
+    file.close();
+  }
+}
+
+async function describeContext(path: string): Promise<Description> {
+  const context = await readContextBinary(requireToolchain('qnn'), path);
+  const tensor = ({
+    name,
+    dtype,
+    shape,
+    scale,
+    zeroPoint,
+  }: (typeof context.graphs)[number]['inputs'][number]): string =>
+    `${name} ${dtype}[${shape.join(',')}]${scale === undefined ? '' : ` scale ${scale.toPrecision(6)} zero ${zeroPoint}`}`;
+  return {
+    kind: 'context-binary',
+    data: context,
+    lines: [
+      `HTP context binary ${basename(path)}  soc ${context.soc}  v${context.dspArch}  QNN ${context.buildId}  ${formatBytes(context.fileBytes)}`,
+      ...context.graphs.flatMap((graph) => [
+        `  graph ${graph.name}  spill-fill ${formatBytes(graph.spillFillBytes)}`,
+        ...graph.inputs.map((each) => `    in   ${tensor(each)}`),
+        ...graph.outputs.map((each) => `    out  ${tensor(each)}`),
+      ]),
+    ],
+  };
+}
+
+async function describeCheckpoint(path: string): Promise<Description> {
+  const checkpoint = await openCheckpoint(path);
+  try {
+    const tensors = [...checkpoint.tensors.values()];
+    const parameters = tensors.reduce((sum, tensor) => sum + tensor.size, 0);
+    const types = countBy(tensors.map((tensor) => tensor.dtype));
+    const { config } = checkpoint;
+    const keys = [
+      'hidden_size',
+      'intermediate_size',
+      'num_hidden_layers',
+      'num_attention_heads',
+      'num_key_value_heads',
+      'vocab_size',
+      'max_position_embeddings',
+    ];
+    const shape = keys.filter((key) => config[key] !== undefined).map((key) => `${key} ${String(config[key])}`);
+    const architecture = String((config.architectures as unknown[] | undefined)?.[0] ?? config.model_type ?? 'unknown');
+    return {
+      kind: 'checkpoint',
+      data: {
+        name: checkpoint.name,
+        architecture,
+        parameters,
+        tensors: tensors.length,
+        dtypes: Object.fromEntries(types),
+        config,
+      },
+      lines: [
+        `checkpoint ${checkpoint.name}  ${architecture}  ${parameters.toLocaleString('en-US')} parameters in ${tensors.length} tensors (${types.map(([type, count]) => `${type} ${count}`).join(', ')})`,
+        `  ${shape.join(', ')}`,
+        `  tokenizer ${checkpoint.tokenizer ? `${checkpoint.tokenizer.vocabSize} tokens` : 'none'}, chat template ${checkpoint.chatTemplate ? 'yes' : 'no'}`,
+      ],
+    };
+  } finally {
+    checkpoint.close();
+  }
+}
+
+function describeCompiled(path: string): Description {
+  const manifest = readManifest(path);
+  const bytes = new Map(manifest.files.map((file) => [file.path, file.bytes]));
+  return {
+    kind: 'compiled',
+    data: manifest,
+    lines: [
+      `compiled ${manifest.source.name}  ${manifest.soc.name} (${manifest.soc.arch})  ${manifest.recipe.scheme}  tokens ${manifest.shapes.tokens.join(',')}  cache ${manifest.shapes.cache}`,
+      ...Object.entries(manifest.targets).flatMap(([name, target]) => [
+        `  ${name}  ${target.contract}  ${target.execution}`,
+        ...target.files.map((file) => `    ${file}  ${formatBytes(bytes.get(file) ?? 0)}`),
+      ]),
+    ],
+  };
+}

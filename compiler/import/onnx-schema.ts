@@ -321,6 +321,7 @@ model.fill(
 
 /** The tables that are entered from outside. */
 export const MODEL: Schema = model;
+export const TENSOR: Schema = tensor;
 export const ATTRIBUTE: Schema = attribute;
 export const VALUE_INFO: Schema = valueInfo;
 

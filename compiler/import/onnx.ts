@@ -1,6 +1,6 @@
 import { NpucError } from '../errors.ts';
 import { Module } from '../ir/graph.ts';
-import { FileSource } from '../ir/tensor.ts';
+import { FileSource, type Tensor } from '../ir/tensor.ts';
 import { type ImportContext, readFunctionBody, readGraph } from './onnx-graph.ts';
 import {
   asMessage,
@@ -10,6 +10,8 @@ import {
   NEWEST_IR_VERSION,
   OPSET_RANGE,
   type OpsetMessage,
+  TENSOR,
+  type TensorMessage,
 } from './onnx-schema.ts';
 import { TensorSource } from './onnx-tensor.ts';
 import { DimensionNames, readEntries } from './onnx-types.ts';
@@ -32,6 +34,20 @@ export function openOnnx(path: string): Module {
 /** A model in memory as a module: as openOnnx, but external data is refused. */
 export function decodeOnnx(bytes: Uint8Array, name?: string): Module {
   return readModel(new BytesSource(bytes, name));
+}
+
+/**
+ * A file that holds one TensorProto (`.pb`), as the ONNX backend suite keeps inputs and outputs.
+ * @throws IO001, IO003, IM306
+ */
+export function openTensorFile(path: string): Tensor {
+  const file = new FileSource(path);
+  try {
+    const message = decodeMessage(new WireReader(file), TENSOR, file.size);
+    return new TensorSource(file).read(asMessage<TensorMessage>(message), path);
+  } finally {
+    file.close();
+  }
 }
 
 function readModel(source: RangeSource): Module {

@@ -141,16 +141,16 @@ export async function createLitertEngine(): Promise<LitertEngine> {
       environment: wasm.LiteRtEnvironment.create(null),
       attempt(action) {
         lines = [];
-        const said = (): string[] => lines.filter((line) => line.startsWith('ERROR')).map((line) => line.trim());
+        const said = (): string[] => lines.filter((line) => line.startsWith('ERROR'));
         let result: ReturnType<typeof action>;
         try {
           result = action();
         } catch (cause) {
           if (isTrap(cause)) throw cause;
-          throw new Error([(cause as Error).message, ...said()].join('; '), { cause });
+          throw new Error(plainText([(cause as Error).message, ...said()]), { cause });
         }
         const errors = said();
-        if (errors.length > 0) throw new Error(errors.join('; '));
+        if (errors.length > 0) throw new Error(plainText(errors));
         return result;
       },
     };
@@ -162,6 +162,20 @@ export async function createLitertEngine(): Promise<LitertEngine> {
       cause,
     });
   }
+}
+
+/** The runtime's messages in one line, without its own severities and source places. */
+function plainText(messages: readonly string[]): string {
+  return messages
+    .flatMap((message) => message.split('\n'))
+    .map((line) =>
+      line
+        .replace(/^\W*ERROR:\s*/, '')
+        .replace(/^\[[^\]]*\]\s*/, '')
+        .replace(/\.?\s*$/, ''),
+    )
+    .filter((line) => line !== '')
+    .join('; ');
 }
 
 /** The engine's name and version, for reports. */

@@ -142,6 +142,12 @@ describe('what LiteRT does not take', () => {
     expect((await failure(loadLitert(join(folder, 'missing.tflite')))).code).toBe('IO001');
     const unknown = await failure(openLitert(encodeTflite(twoSignatures('f32')), 'prefill_8'));
     expect(unknown.message).toBe('the model has no signature prefill_8; it has prefill_4, decode');
+    const short = await failure(
+      tiny((model) => {
+        model.buffers[1] = new Uint8Array(8);
+      }),
+    );
+    expect(short.message).toMatch(/^LiteRT cannot load the model: .*; Tensor 1 is invalidly specified in schema$/);
     // The runtime compares a signature with its subgraph, as our writer does.
     const model = twoSignatures('f32');
     model.signatures[0]!.outputs = [];

@@ -2,19 +2,11 @@ import { NpucError } from '../compiler/errors.ts';
 import { affineEncoding, type Encoding, symmetricEncoding } from '../compiler/ir/encoding.ts';
 import type { Graph, Node, Use, Value } from '../compiler/ir/graph.ts';
 import { insertCacheConversions, insertConversion } from '../passes/insert-conversions.ts';
+import { planWeights, type WeightPlan } from './plan-weights.ts';
 import { type Bits, computes, isReal, type PrecisionPlan, planPrecision, type ValueGroup } from './precision.ts';
 import { chooseRange } from './range.ts';
-import { cacheBits, compileMatch, type NumberFormat, type Recipe, type WeightForm } from './recipe.ts';
-import { conversionSource, movementRoot, type Statistics } from './statistics.ts';
-
-/** A weight that the plan wants quantized, and by which of its inputs' channels its error counts. */
-export interface WeightPlan {
-  readonly name: string;
-  readonly form: WeightForm;
-  /** The value whose last axis are this weight's input channels. */
-  readonly input: string;
-  readonly why: string;
-}
+import { cacheBits, type NumberFormat, type Recipe } from './recipe.ts';
+import { movementRoot, type Statistics } from './statistics.ts';
 
 /** Decisions by value name: they hold for every graph (prefill, decode, any shape) of one checkpoint and target. */
 export interface Plan {
@@ -68,14 +60,14 @@ export function planQuantization(
   embeddings: ReadonlySet<string> = new Set(),
 ): Plan {
   const activations = new Map<string, { encoding: Encoding; why: string }>();
-  const weights = new Map<string, WeightPlan>();
-  const tables = new Set<string>();
-  if (recipe.scheme === 'fp16') return { activations, weights, tables, remarks: [] };
+  if (recipe.scheme === 'fp16') return { activations, weights: new Map(), tables: new Set(), remarks: [] };
   const precision = planPrecision(graph, opset, recipe, format, statistics);
   const remarks = [...precision.remarks];
-  planWeights(graph, recipe, format, weights, tables, remarks, embeddings);
+  const weights = planWeights(graph, recipe, format, remarks);
+  const biases = new Set([...weights.values()].flatMap((weight) => weight.bias?.name ?? []));
+  const tables = new Set(format.table === 'row' ? [...embeddings].filter((name) => graph.find(name)) : []);
   for (const group of new Set(precision.groups.values())) {
-    const values = group.values.filter((value) => !weights.has(value.name) && !tables.has(value.name));
+    const values = group.values.filter(({ name }) => !weights.has(name) && !tables.has(name) && !biases.has(name));
     const computed = values.filter((value) => value.data === undefined);
     if (computed.length > 0) {
       const encoding = encodeGroup({ ...group, values }, precision, recipe, format, statistics);
@@ -86,55 +78,6 @@ export function planQuantization(
     for (const value of values) planConstant(value, precision, format, activations);
   }
   return { activations, weights, tables, remarks };
-}
-
-function planWeights(
-  graph: Graph,
-  recipe: Recipe,
-  format: NumberFormat,
-  weights: Map<string, WeightPlan>,
-  tables: Set<string>,
-  remarks: string[],
-  embeddings: ReadonlySet<string>,
-): void {
-  const overrides = recipe.overrides
-    .filter((override) => override.weight)
-    .map((override) => ({ ...override, expression: compileMatch(override.match) }));
-  for (const node of graph.nodes) {
-    const weight = node.inputs[1];
-    if (node.op === 'Gather' && format.table === 'row' && embeddings.has(node.input(0).name)) {
-      tables.add(node.input(0).name);
-    }
-    if (node.op !== 'MatMul' || !weight?.data || weight.shape.length !== 2) continue;
-    const head = graph.isOutput(node.output()) && node.output().name === 'logits';
-    let form = head ? recipe.head : recipe.weight;
-    let why = head ? 'language model head' : `scheme ${recipe.scheme}`;
-    const override = overrides.find(
-      ({ expression }) => expression.test(weight.name) || node.from.some((name) => expression.test(name)),
-    );
-    if (override) {
-      form = override.weight!;
-      why = `override ${override.match}`;
-    }
-    const inputs = weight.dims[0]!;
-    if (form.block > 0 && format.blocks === 'none') {
-      form = { bits: form.bits, block: 0 };
-      why += ', per channel: the target has no block form';
-    } else if (form.block > 0 && inputs % form.block !== 0) {
-      if (override) {
-        throw new NpucError('QT104', {
-          message: `blocks of ${form.block} do not divide the ${inputs} input channels of ${weight.name}`,
-          where: node.from[0] ?? node.name,
-          hint: 'choose a block that divides them, or drop the override to get 8 bits per channel',
-        });
-      }
-      remarks.push(
-        `${weight.name}: 8 bits per channel, blocks of ${form.block} do not divide ${inputs} input channels`,
-      );
-      form = { bits: 8, block: 0 };
-    }
-    weights.set(weight.name, { name: weight.name, form, input: conversionSource(node.input(0)).name, why });
-  }
 }
 
 function encodeGroup(
@@ -221,6 +164,7 @@ export function applyPlan(
   plan: Plan,
   weightEncodings: ReadonlyMap<string, Encoding>,
 ): void {
+  for (const weight of plan.weights.values()) encodeBias(graph, weight, plan, weightEncodings);
   for (const value of graph.values) {
     const encoding = weightEncodings.get(value.name) ?? plan.activations.get(value.name)?.encoding;
     if (encoding) value.encoding = encoding;
@@ -232,4 +176,22 @@ export function applyPlan(
       });
     }
   }
+}
+
+/** Integer bias, i32: scale = input scale * weight scale of each output channel, zero point 0 (ONNX QLinearConv). */
+function encodeBias(
+  graph: Graph,
+  weight: WeightPlan,
+  plan: Plan,
+  weightEncodings: ReadonlyMap<string, Encoding>,
+): void {
+  const bias = weight.bias && graph.find(weight.bias.name);
+  const input = weight.bias && plan.activations.get(weight.bias.input)?.encoding;
+  const scales = weightEncodings.get(weight.name)?.scale;
+  if (!bias || !input || !scales) return;
+  const scale = Float32Array.from(
+    { length: bias.dims[0]! },
+    (_, n) => input.scale[0]! * scales[scales.length === 1 ? 0 : n]!,
+  );
+  bias.encoding = { dtype: 'i32', scale, axis: 0 };
 }

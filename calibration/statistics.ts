@@ -1,5 +1,5 @@
 import { cloneModule } from '../compiler/ir/clone.ts';
-import { type Graph, intAttribute, type Module, tensorType, type Value } from '../compiler/ir/graph.ts';
+import { type Graph, intAttribute, intsAttribute, type Module, tensorType, type Value } from '../compiler/ir/graph.ts';
 import { Tensor, type TensorData, toFloats } from '../compiler/ir/tensor.ts';
 import type { Runner, Tensors } from '../compiler/runtime/runner.ts';
 
@@ -67,38 +67,33 @@ const suffix = {
 export function instrumentModule(module: Module, channelValues: ReadonlySet<string>): Module {
   const copy = cloneModule(module);
   const graph = copy.graph();
-  const axesOf = (name: string, axes: readonly number[]): Value =>
-    graph.find(name) ?? graph.addConstant(name, Tensor.of('i64', [axes.length], axes));
-  const reduce = (
-    op: string,
-    input: Value,
-    name: string,
-    axes: Value | undefined,
-    shape: readonly number[] | undefined,
-  ): void => {
-    const output = graph.emit(op, axes ? [input, axes] : [input], {
+  // Reductions take their axes as an input from opset 18 on, ReduceSum alone from 13.
+  const axesAreInputs = (module.opsets.get('') ?? 0) >= 18;
+  const axesOf = (axes: readonly number[]): Value => {
+    const name = `stat.axes_${axes.join('_')}`;
+    return graph.find(name) ?? graph.addConstant(name, Tensor.of('i64', [axes.length], axes));
+  };
+  const reduce = (op: string, input: Value, name: string, axes?: readonly number[]): void => {
+    const output = graph.emit(op, axes && axesAreInputs ? [input, axesOf(axes)] : [input], {
       name,
-      type: tensorType('f32', shape),
-      attributes: { keepdims: intAttribute(0) },
+      type: tensorType('f32', axes ? undefined : []),
+      attributes: { keepdims: intAttribute(0), ...(axes && !axesAreInputs ? { axes: intsAttribute(axes) } : {}) },
     });
     graph.outputs.push(output);
   };
   const observed = observedValues(graph);
   const moved = [...channelValues].map((name) => graph.find(name)!).filter((value) => !observed.includes(value));
   for (const value of [...observed, ...moved]) {
-    reduce('ReduceMin', value, value.name + suffix.min, undefined, []);
-    reduce('ReduceMax', value, value.name + suffix.max, undefined, []);
+    reduce('ReduceMin', value, value.name + suffix.min);
+    reduce('ReduceMax', value, value.name + suffix.max);
     const rank = value.shape.length;
     if (rank === 0) continue;
-    reduce('ReduceSumSquare', value, value.name + suffix.rows, axesOf('stat.last', [-1]), undefined);
+    reduce('ReduceSumSquare', value, value.name + suffix.rows, [rank - 1]);
     if (!channelValues.has(value.name)) continue;
-    const leading = axesOf(
-      `stat.leading_${rank}`,
-      Array.from({ length: rank - 1 }, (_, i) => i),
-    );
-    reduce('ReduceMin', value, value.name + suffix.channelMin, leading, undefined);
-    reduce('ReduceMax', value, value.name + suffix.channelMax, leading, undefined);
-    reduce('ReduceSumSquare', value, value.name + suffix.channelSquares, leading, undefined);
+    const leading = Array.from({ length: rank - 1 }, (_, i) => i);
+    reduce('ReduceMin', value, value.name + suffix.channelMin, leading);
+    reduce('ReduceMax', value, value.name + suffix.channelMax, leading);
+    reduce('ReduceSumSquare', value, value.name + suffix.channelSquares, leading);
   }
   return copy;
 }

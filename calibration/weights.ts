@@ -2,7 +2,8 @@ import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Graph, Value } from '../compiler/ir/graph.ts';
 import type { Tensor } from '../compiler/ir/tensor.ts';
 import { INT4, INT8_SYMMETRIC, type Kernels, type Layout } from '../compiler/kernels/kernels.ts';
-import type { Plan, WeightPlan } from './plan.ts';
+import type { Plan } from './plan.ts';
+import type { WeightPlan } from './plan-weights.ts';
 import type { WeightForm } from './recipe.ts';
 import type { Statistics } from './statistics.ts';
 
@@ -82,15 +83,26 @@ export function encodeWeights(
 }
 
 function encodeWeight(value: Value, weight: WeightPlan, statistics: Statistics, kernels: Kernels): Encoding {
-  const [inputs, outputs] = value.dims as [number, number];
-  const rows = weightRows(value.data!, kernels);
-  return searchWeight(
-    rows,
-    outputs,
-    inputs,
-    weight.form,
-    channelImportance(statistics, weight.input),
-    kernels,
-    weight.name,
-  ).encoding;
+  if (!weight.matrix) return absmaxEncoding(value, weight.axis);
+  const [first, second] = value.dims as [number, number];
+  const stored = weight.axis === 0;
+  const rows = stored ? value.data!.toFloats() : weightRows(value.data!, kernels);
+  const [outputs, inputs] = stored ? [first, second] : [second, first];
+  const importance = channelImportance(statistics, weight.input);
+  const usable = importance?.length === inputs ? importance : undefined;
+  const { encoding } = searchWeight(rows, outputs, inputs, weight.form, usable, kernels, weight.name);
+  return stored ? { ...encoding, axis: 0 } : encoding;
+}
+
+/** One symmetric i8 scale per output channel over the whole range: a clipped convolution weight is never a safe default. */
+function absmaxEncoding(value: Value, axis: number): Encoding {
+  const dims = value.dims;
+  const channels = dims[axis]!;
+  const inner = dims.slice(axis + 1).reduce((a, b) => a * b, 1);
+  const absmax = new Float32Array(channels);
+  value.data!.toFloats().forEach((weight, i) => {
+    const channel = Math.floor(i / inner) % channels;
+    if (Math.abs(weight) > absmax[channel]!) absmax[channel] = Math.abs(weight);
+  });
+  return { dtype: 'i8', scale: absmax.map((max) => (max > 0 ? Math.fround(max / 127) : 1)), axis };
 }

@@ -4,6 +4,7 @@ import { openCheckpoint } from '../../../compiler/import/checkpoint.ts';
 import { type DecoderModel, readDecoderModel } from '../../../compiler/import/decoder-model.ts';
 import { parseDecoderConfig } from '../../../compiler/import/huggingface/config.ts';
 import { inverseFrequencies } from '../../../compiler/import/huggingface/rope.ts';
+import { readNpz } from '../../../compiler/import/npz.ts';
 import { toNumbers } from '../../../compiler/ir/tensor.ts';
 import { DecoderSession } from '../../../compiler/runtime/decoder-session.ts';
 import { openModule } from '../../../compiler/runtime/engine.ts';
@@ -12,7 +13,6 @@ import type { Runner } from '../../../compiler/runtime/runner.ts';
 import { plainContract } from '../../../passes/io-contract.ts';
 import { makeProtocol } from '../../../passes/protocol.ts';
 import { hasMaterial, materialPath } from '../../material.ts';
-import { readNpz } from '../../npz.ts';
 
 const CHECKPOINTS = [
   { name: 'stories260k', folder: ['stories260k', 'hf'], reference: ['stories260k', 'hf_reference.npz'] },

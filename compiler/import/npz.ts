@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { inflateRawSync } from 'node:zlib';
-import type { DType, TypedArray } from '../compiler/ir/dtype.ts';
-import { DTYPES } from '../compiler/ir/dtype.ts';
-import { elementCount, type TensorData } from '../compiler/ir/tensor.ts';
+import type { DType, TypedArray } from '../ir/dtype.ts';
+import { DTYPES } from '../ir/dtype.ts';
+import { elementCount, type TensorData } from '../ir/tensor.ts';
 
 const KINDS: Readonly<Record<string, DType>> = {
   '<f4': 'f32',
@@ -26,7 +26,11 @@ export function readNpz(path: string): Record<string, TensorData> {
   for (let i = 0; i < count; i++) {
     const method = zip.readUInt16LE(at + 10);
     const compressed = zip.readUInt32LE(at + 20);
-    const [nameLength, extraLength, commentLength] = [28, 30, 32].map((offset) => zip.readUInt16LE(at + offset)) as [number, number, number];
+    const [nameLength, extraLength, commentLength] = [28, 30, 32].map((offset) => zip.readUInt16LE(at + offset)) as [
+      number,
+      number,
+      number,
+    ];
     const local = zip.readUInt32LE(at + 42);
     const name = zip.toString('utf8', at + 46, at + 46 + nameLength);
     const start = local + 30 + zip.readUInt16LE(local + 26) + zip.readUInt16LE(local + 28);

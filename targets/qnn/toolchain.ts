@@ -9,8 +9,8 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
-import { homedir } from 'node:os';
-import { basename, dirname, join, resolve } from 'node:path';
+import { basename, dirname, join } from 'node:path';
+import { cacheFolder } from '../../compiler/cache.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import type { NativeToolchain } from '../../compiler/runtime/ort-native.ts';
 import { type ObtainOptions, obtainWheel, type Wheel } from './obtain-wheel.ts';
@@ -106,17 +106,9 @@ interface InstallRecord {
   readonly files: readonly { readonly path: string; readonly bytes: number }[];
 }
 
-/** The user's cache folder: `$NPUC_CACHE`, else `$XDG_CACHE_HOME/npuc`, else `~/.cache/npuc`. */
-export function cacheFolder(): string {
-  if (process.env.NPUC_CACHE) return resolve(process.env.NPUC_CACHE);
-  // The XDG specification says that a relative XDG_CACHE_HOME is to be ignored.
-  const xdg = process.env.XDG_CACHE_HOME;
-  return xdg?.startsWith('/') ? join(xdg, 'npuc') : join(homedir(), '.cache', 'npuc');
-}
-
 /** Where a toolchain lies once it is installed. */
 export function toolchainRoot(name: ToolchainName): string {
-  return join(cacheFolder(), 'toolchains', `${name}-${RECIPES[name].version}`);
+  return cacheFolder('toolchains', `${name}-${RECIPES[name].version}`);
 }
 
 /** Why this machine cannot run a toolchain, or undefined when it can. */

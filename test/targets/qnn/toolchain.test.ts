@@ -13,9 +13,9 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { cacheFolder } from '../../../compiler/cache.ts';
 import { readZipDirectory, unpackZipEntry } from '../../../targets/qnn/read-zip.ts';
 import {
-  cacheFolder,
   fetchLicence,
   findToolchain,
   installToolchain,

@@ -4,8 +4,13 @@ import type { TensorData } from '../../compiler/ir/tensor.ts';
 
 const NAMES: Readonly<Partial<Record<DType, ort.Tensor.Type>>> = {
   f32: 'float32',
+  f64: 'float64',
+  f16: 'float16',
   i64: 'int64',
+  u64: 'uint64',
   i32: 'int32',
+  u32: 'uint32',
+  i16: 'int16',
   u16: 'uint16',
   u8: 'uint8',
   i8: 'int8',

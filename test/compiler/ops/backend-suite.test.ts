@@ -11,9 +11,9 @@ import { isTensorData } from '../../../compiler/ops/runtime-value.ts';
 import { isUnknownDim } from '../../../compiler/ops/shape-rules.ts';
 import { hasBackendSuite } from '../../backend-suite.ts';
 import { hasMaterial, materialPath } from '../../material.ts';
+import { runOnnx } from '../run-onnx.ts';
 import { type CaseData, openCase, readCaseData, readCaseModel } from './backend-case.ts';
 import { difference } from './compare.ts';
-import { runOnnxRuntime } from './onnxruntime.ts';
 
 /** case -> `pass`, `unsupported: <reason>`, or `distrusted: <why>` where ONNX Runtime gives what we give. */
 const TABLE = parse(readFileSync(new URL('../../../fixtures/onnx-backend.yaml', import.meta.url), 'utf8')) as Record<
@@ -61,8 +61,8 @@ async function agreesWithOnnxRuntime(
   set: CaseData,
   results: Readonly<Record<string, TensorData>>,
 ): Promise<boolean> {
-  const theirs = await runOnnxRuntime(readCaseModel(name), set.feeds as Record<string, TensorData>);
-  return Object.entries(theirs).every(([output, want]) => difference(results[output]!, want) === undefined);
+  const theirs = await runOnnx(readCaseModel(name), () => set.feeds as Record<string, TensorData>);
+  return Object.entries(theirs.outputs).every(([output, want]) => difference(results[output]!, want) === undefined);
 }
 
 function expectFits(value: Value, data: TensorData): void {

@@ -131,7 +131,7 @@ export function writeOnnxBundle(entries: readonly BundleEntry[], dataName: strin
   };
 }
 
-/** Where each tensor lies in the data file; tensors that are one object, or equal ones in memory, lie there once. */
+/** Where each tensor lies in the data file; one object, one place in a source file, equal bytes in memory lie there once. */
 class ExternalPlan {
   readonly #name: string;
   readonly #offsets: Map<Tensor | string, { readonly tensor: Tensor; readonly offset: number }> = new Map();
@@ -143,7 +143,7 @@ class ExternalPlan {
 
   readonly place = (tensor: Tensor, name: string): TensorMessage => {
     if (tensor.dtype === 'string' || tensor.byteLength < SMALLEST_EXTERNAL) return buildTensor(tensor, name);
-    const key = tensor.storage.kind === 'memory' ? tensor.digest : tensor;
+    const key = placeKey(tensor);
     let placed = this.#offsets.get(key);
     if (placed === undefined) {
       const alignment = alignmentOf(tensor);
@@ -173,6 +173,14 @@ class ExternalPlan {
     }
     copy.close();
   }
+}
+
+/** What two tensors have in common when they are the same bytes, as far as that is known without reading weights. */
+function placeKey(tensor: Tensor): Tensor | string {
+  const { storage } = tensor;
+  if (storage.kind === 'memory') return tensor.digest;
+  if (storage.kind === 'file') return `${storage.file.path} ${storage.offset} ${tensor.byteLength}`;
+  return tensor;
 }
 
 function alignmentOf(tensor: Tensor): number {

@@ -51,13 +51,15 @@ export interface RunPassesOptions {
   readonly verify?: boolean;
   /** Evaluates every graph before and after each pass on seeded random inputs with the reference engine. */
   readonly verifyValues?: boolean | ValueCheck;
+  /** Runs the whole list again until no pass changes anything. */
+  readonly untilStable?: boolean;
   /** Hears about every pass as it ends. */
   readonly onPass?: (name: string, changed: boolean, milliseconds: number) => void;
 }
 
 export interface PassReport {
   readonly remarks: readonly Remark[];
-  /** Names of the passes that changed something, in order. */
+  /** Names of the passes that changed something, in order, once for every time they did. */
   readonly changed: readonly string[];
 }
 
@@ -87,15 +89,28 @@ const PROPERTIES: Readonly<Record<Property, (graph: Graph, module: Module) => st
 /**
  * Runs passes in order over every graph of a module, and keeps them honest.
  * @throws PS101 when a pass leaves a module that breaks the rules of the IR
- * @throws PS102 when a property that a pass requires or promises does not hold, or it changed something and denied it
+ * @throws PS102 when a property that a pass requires or promises does not hold, when it changed something and denied it, or
+ *   when passes undo each other (`untilStable`)
  * @throws PS103 when a pass changed what a graph computes (`verifyValues`)
  */
 export function runPasses(module: Module, passes: readonly Pass[], options: RunPassesOptions = {}): PassReport {
   const run = new PassRun(module, options);
   if (options.inferShapes !== false) inferShapes(module);
-  for (const pass of passes) run.apply(pass);
+  do {
+    const before = run.changed.length;
+    for (const pass of passes) run.apply(pass);
+    if (run.changed.length === before) return run;
+    if (run.changed.length > MOST_ROUNDS * passes.length)
+      throw new NpucError('PS102', {
+        message: `the passes undo each other: ${[...new Set(run.changed.slice(before))].join(', ')}`,
+        exitCode: 70,
+      });
+  } while (options.untilStable);
   return run;
 }
+
+/** How often `untilStable` runs a list before it gives up: real models settle after two or three rounds. */
+const MOST_ROUNDS = 20;
 
 class PassRun implements PassReport {
   readonly remarks: Remark[] = [];

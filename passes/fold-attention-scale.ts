@@ -3,7 +3,7 @@ import { floatAttribute, type Graph, type Node, type Value } from '../compiler/i
 import { Tensor, type TensorData, toFloats } from '../compiler/ir/tensor.ts';
 import { soleNumber } from '../compiler/match.ts';
 import type { Pass, PassContext } from '../compiler/pass.ts';
-import { bondOf, bypass } from '../compiler/rewrite.ts';
+import { bondOf, bypass, isRead } from '../compiler/rewrite.ts';
 import { knownRank, knownShape, sameKnownShape } from '../compiler/value-facts.ts';
 
 /**
@@ -21,7 +21,8 @@ export const foldAttentionScale: Pass = {
     for (const node of [...graph.nodes]) {
       if (node.graph !== graph || node.domain !== '') continue;
       const place = findScale(node);
-      if (place && fold(graph, place, context)) changed = true;
+      // Dead code is left to its own pass: removing its scale would remove the weights as well.
+      if (place && isRead(graph, node.output()) && fold(graph, place, context)) changed = true;
     }
     return changed;
   },

@@ -86,11 +86,15 @@ function solveInput(graph: Graph, name: string, shape: readonly number[], bindin
   if (declared.length !== shape.length) throw misfit();
   declared.forEach((dim, axis) => {
     const length = shape[axis]!;
-    if (typeof dim === 'string' && dimSymbols(dim).join() === dim && !Object.hasOwn(bindings, dim))
-      bindings[dim] = length;
+    if (typeof dim === 'string' && isName(dim) && !Object.hasOwn(bindings, dim)) bindings[dim] = length;
   });
   const bound = bindShape(declared, bindings);
   if (bound.some((dim, axis) => typeof dim === 'number' && dim !== shape[axis])) throw misfit();
+}
+
+/** A symbol of its own, not an expression. Exporters write `?` for any length: it is no name, and differs from itself. */
+function isName(dim: string): boolean {
+  return /[\p{L}\p{N}]/u.test(dim) && dimSymbols(dim).join() === dim;
 }
 
 function shapeOf(value: Value): Shape | undefined {

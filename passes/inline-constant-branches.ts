@@ -23,8 +23,10 @@ export const inlineConstantBranches: Pass = {
         context.remark(node, `the condition %${node.input(0).name} is not constant`);
         continue;
       }
-      const { outputs } = inlineGraph(graph, branch.value, node, new Map());
+      const { outputs, values } = inlineGraph(graph, branch.value, node, new Map());
       replaceByIdentities(graph, node, outputs, context.opset());
+      // The branch held the names until it went: now they are free for what came out of it.
+      for (const [inner, copy] of values) if (!graph.uniqueNameTaken(inner.name)) graph.renameValue(copy, inner.name);
       changed = true;
     }
     return changed;

@@ -20,13 +20,27 @@ import { fuseSilu } from './fuse-silu.ts';
 import { inlineConstantBranches } from './inline-constant-branches.ts';
 import { inlineLocalFunctions } from './inline-local-functions.ts';
 
-/** What an ONNX import goes through; after it, every target sees the same few forms. Order matters: a reason per line. */
+/**
+ * What an ONNX import goes through, until nothing changes (`runPasses(module, simplify, { untilStable: true })`). Order
+ * matters: a reason per line.
+ */
 export const simplify: readonly Pass[] = [
+  inlineLocalFunctions, // first: no other pass looks into the bodies of functions
   convertConstantNodes, // every later pass asks `data`, not for a producer named Constant
   foldConstants, // shape arithmetic becomes numbers, so that no-ops can be recognised
+  inlineConstantBranches, // after folding, which decides the conditions
   eliminateNoops, // before CSE, so that two paths that differ by an Identity are equal
   eliminateCommonSubexpressions, // exporters repeat masks, positions and rotary tables in every layer
-  eliminateDeadCode, // what folding and merging left behind
+  eliminateDeadCode, // last: what folding and merging left behind
+];
+
+/** Recognises what exporters wrote out, so that every target sees one node where the model has one layer. */
+export const fuse: readonly Pass[] = [
+  fuseLayerNorm, // before RMSNorm, whose pattern is the second half of a LayerNorm's
+  fuseRmsNorm,
+  fuseGelu,
+  fuseSilu,
+  fuseRope, // needs equal tables to be one value, which `simplify` sees to
 ];
 
 /** Every generic pass that needs no options, by name: for `--passes`, for tests and for the documentation. */

@@ -233,11 +233,14 @@ export class Graph {
   /** ONNX fields of the graph that have no place here (quantization annotations). */
   unknown: Uint8Array | undefined;
   readonly #names: Map<string, Value> = new Map();
+  /** Subgraphs below this graph, so that a new name here hides none of theirs. */
+  readonly #children: Set<Graph> = new Set();
   #counter = 0;
 
   constructor(name: string, parent?: Graph) {
     this.name = name;
     this.parent = parent;
+    if (parent) parent.#children.add(this);
   }
 
   /** A value by its name in this graph (not in the parent). */
@@ -272,7 +275,7 @@ export class Graph {
     return this.addValue(name, tensorType(data.dtype, data.shape), data);
   }
 
-  /** A name not used in this graph or its parents. */
+  /** A name not used in this graph, its parents or its subgraphs. */
   uniqueName(name: string): string {
     if (name !== '' && !this.#isTaken(name)) return name;
     const stem = name === '' ? 'v' : name;
@@ -283,10 +286,20 @@ export class Graph {
   }
 
   #isTaken(name: string): boolean {
-    return this.#names.has(name) || (this.parent?.uniqueNameTaken(name) ?? false);
+    return this.#isTakenAbove(name) || this.#isTakenBelow(name);
   }
 
-  /** Whether a name is used in this graph or its parents. */
+  #isTakenAbove(name: string): boolean {
+    for (let scope: Graph | undefined = this; scope; scope = scope.parent) if (scope.#names.has(name)) return true;
+    return false;
+  }
+
+  #isTakenBelow(name: string): boolean {
+    for (const child of this.#children) if (child.#names.has(name) || child.#isTakenBelow(name)) return true;
+    return false;
+  }
+
+  /** Whether a name is used in this graph, its parents or its subgraphs. */
   uniqueNameTaken(name: string): boolean {
     return this.#isTaken(name);
   }
@@ -342,7 +355,10 @@ export class Graph {
   /** Takes a node out; its outputs must have no readers left. Its outputs' names become free. */
   removeNode(node: Node): void {
     node.inputs.forEach((_, index) => node.setInput(index, undefined));
-    for (const graph of node.subgraphs) graph.clear();
+    for (const graph of node.subgraphs) {
+      graph.clear();
+      this.#children.delete(graph);
+    }
     for (const output of node.outputs) if (output) this.removeValue(output);
     const at = this.nodes.indexOf(node);
     if (at >= 0) this.nodes.splice(at, 1);

@@ -7,6 +7,8 @@ export type Bindings = ReadonlyMap<Value, Value | undefined>;
 export interface Inlined {
   /** The copied nodes, in order. */
   readonly nodes: readonly Node[];
+  /** The copy of each of the source's own values. */
+  readonly values: ReadonlyMap<Value, Value>;
   /** What stands for the source's outputs. */
   readonly outputs: readonly (Value | undefined)[];
 }
@@ -18,6 +20,7 @@ export interface Inlined {
  */
 export function inlineGraph(target: Graph, source: Graph, before: Node, bindings: Bindings): Inlined {
   const map = new Map<Value, Value>();
+  const values = new Map<Value, Value>();
   for (const [inner, outer] of bindings) if (outer) map.set(inner, outer);
   for (const value of source.values) {
     if (bindings.has(value)) continue;
@@ -25,6 +28,7 @@ export function inlineGraph(target: Graph, source: Graph, before: Node, bindings
     fresh.encoding = value.encoding;
     fresh.payload = value.payload;
     map.set(value, fresh);
+    values.set(value, fresh);
   }
   const own = (value: Value | undefined): Value | undefined => {
     if (value === undefined) return undefined;
@@ -46,5 +50,5 @@ export function inlineGraph(target: Graph, source: Graph, before: Node, bindings
       before,
     ),
   );
-  return { nodes, outputs: source.outputs.map(own) };
+  return { nodes, values, outputs: source.outputs.map(own) };
 }

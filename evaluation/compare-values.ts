@@ -1,6 +1,6 @@
 import { cloneModule } from '../compiler/ir/clone.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
-import type { Module } from '../compiler/ir/graph.ts';
+import type { Graph, Module, Value } from '../compiler/ir/graph.ts';
 import { type TensorData, toFloats } from '../compiler/ir/tensor.ts';
 import { cosineSimilarity, createDifferenceSums, type Kernels, signalToNoise } from '../compiler/kernels/kernels.ts';
 
@@ -14,6 +14,8 @@ export interface ValueComparison {
   readonly maxError: number;
   /** maxError in steps of the value's encoding, where it has one. */
   readonly maxSteps: number | undefined;
+  /** dB lost here: the SQNR of its worst compared input less its own. Absent where no input was compared. */
+  readonly drop?: number;
 }
 
 /** A copy of a module whose graph also gives the named values: a tap build. Taps can change what a runtime fuses. */
@@ -53,5 +55,41 @@ export function compareValues(
       maxError: sums.maxDifference,
       maxSteps: encoding && encoding.scale.length === 1 ? sums.maxDifference / encoding.scale[0]! : undefined,
     };
+  });
+}
+
+/**
+ * The compared values that a value is computed from, looking through values that were not compared.
+ * @param graph whose values are named as in the comparison
+ */
+export function comparedInputs(graph: Graph, compared: ReadonlySet<string>): Map<string, readonly string[]> {
+  const reached = new Map<Value, ReadonlySet<string>>();
+  const inputs = new Map<string, readonly string[]>();
+  for (const node of graph.nodes) {
+    const names = new Set<string>();
+    for (const input of node.inputs) {
+      if (!input) continue;
+      if (compared.has(input.name)) names.add(input.name);
+      else for (const name of reached.get(input) ?? []) names.add(name);
+    }
+    for (const output of node.outputs) {
+      if (!output) continue;
+      reached.set(output, names);
+      if (compared.has(output.name)) inputs.set(output.name, [...names]);
+    }
+  }
+  return inputs;
+}
+
+/** Adds to each value how many dB it lost against its worst input: where an error is made, not where it is passed on. */
+export function addDrops(
+  values: readonly ValueComparison[],
+  inputs: ReadonlyMap<string, readonly string[]>,
+): ValueComparison[] {
+  const sqnr = new Map(values.map((value) => [value.name, value.sqnr]));
+  return values.map((value) => {
+    const before = (inputs.get(value.name) ?? []).map((name) => sqnr.get(name)!).filter((each) => each !== undefined);
+    const drop = Math.min(...before) - value.sqnr;
+    return Number.isFinite(drop) ? { ...value, drop } : value;
   });
 }

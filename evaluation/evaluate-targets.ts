@@ -13,9 +13,11 @@ import type { Runner } from '../compiler/runtime/runner.ts';
 import { plainContract } from '../passes/io-contract.ts';
 import { makeProtocol } from '../passes/protocol.ts';
 import { decoderTargets } from '../targets/index.ts';
+import type { ManifestFile } from '../targets/manifest.ts';
 import type { ManifestTarget, TargetName } from '../targets/target.ts';
 import { chunkSqnr, compareChunk } from './compare-chunk.ts';
-import { compareValues, tapModule, type ValueComparison } from './compare-values.ts';
+import { addDrops, comparedInputs, compareValues, tapModule, type ValueComparison } from './compare-values.ts';
+import { listFiles, mergePlans } from './merge-plans.ts';
 import { evaluateLogits } from './perplexity.ts';
 import type { Report, TargetReport } from './report.ts';
 
@@ -37,6 +39,8 @@ export interface EvaluationInputs {
   /** Sessions over the emitted artifacts. */
   readonly sessions: ReadonlyMap<TargetName, DecoderSession>;
   readonly bytes: Readonly<Partial<Record<TargetName, number>>>;
+  /** Every file that was written; those of a target are listed in its report. */
+  readonly files?: readonly ManifestFile[];
   readonly tokens: readonly number[];
   readonly cache: number;
   readonly soc: string;
@@ -108,6 +112,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
         engine: session.engine,
         execution: target.execution,
         bytes: inputs.bytes[name] ?? 0,
+        ...(inputs.files ? { files: listFiles(target, inputs.files) } : {}),
         ...(logits ? { logits } : {}),
         ...(chunkReport ? { chunk: chunkReport } : {}),
         ...(twinSqnr === undefined ? {} : { twinSqnr }),
@@ -128,32 +133,20 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
     scheme: decoder?.recipe.scheme ?? '',
     tokens: inputs.tokens,
     cache,
+    parameters,
     floatPerplexity,
     evaluationTokens: text.ids.length,
     targets: reports,
     prompt: options.prompt,
     samples,
-    plan: decoder ? planLines(decoder) : [],
+    plan: mergePlans(inputs.decoders),
     remarks: [...new Set([...inputs.decoders.values()].flatMap((each) => each.plan.remarks))],
+    divergenceThreshold: DIVERGENCE_DB,
   };
 }
 
-function planLines(decoder: QuantizedDecoder): Report['plan'] {
-  const activations = [...decoder.plan.activations].map(([value, { encoding, why }]) => ({
-    value,
-    dtype: encoding.dtype,
-    why,
-  }));
-  const weights = [...decoder.plan.weights.values()].map(({ name, form, why }) => ({
-    value: name,
-    dtype: `i${form.bits}${form.block > 0 ? ` block ${form.block}` : ''}`,
-    why,
-  }));
-  return [...weights, ...activations];
-}
-
 function firstDivergence(values: readonly ValueComparison[]): { firstDivergence?: string } {
-  const first = values.find((value) => value.sqnr < DIVERGENCE_DB);
+  const first = values.find((value) => !(value.sqnr >= DIVERGENCE_DB));
   return first ? { firstDivergence: `${first.name} (${first.sqnr.toFixed(1)} dB)` } : {};
 }
 
@@ -205,5 +198,6 @@ async function compareGraphValues(
   };
   const reference = await run(float);
   const other = await run(quantized);
-  return compareValues(common, reference, other, encodings, from, wasmKernels);
+  const values = compareValues(common, reference, other, encodings, from, wasmKernels);
+  return addDrops(values, comparedInputs(quantized.graph(), new Set(common)));
 }

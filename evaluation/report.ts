@@ -7,6 +7,8 @@ export interface TargetReport {
   readonly engine: string;
   readonly execution: Execution;
   readonly bytes: number;
+  /** The artifact's files, the sources that stay at home among them. */
+  readonly files?: readonly ReportFile[];
   /** On held-out text; absent where only a chunk could be run. */
   readonly logits?: LogitReport;
   /** On one prefill chunk and the tokens after it, for engines too slow for text. */
@@ -22,6 +24,24 @@ export interface TargetReport {
   readonly firstDivergence?: string;
   readonly seconds: number;
   readonly notes: readonly string[];
+}
+
+/** A written file and what it is for. `source` files stay at home: twins are made from them. */
+export interface ReportFile {
+  /** Relative to the output folder. */
+  readonly path: string;
+  readonly role: FileRole;
+  readonly bytes: number;
+}
+
+export type FileRole = 'graph' | 'weights' | 'binary' | 'embedding' | 'encodings' | 'source';
+
+/** A decision of the quantization plan, and the targets that it holds for: their number formats differ. */
+export interface PlanLine {
+  readonly value: string;
+  readonly dtype: string;
+  readonly why: string;
+  readonly targets: readonly TargetName[];
 }
 
 /** A chunk run on an engine and on its reference from the same integers. */
@@ -44,12 +64,20 @@ export interface Report {
   readonly scheme: string;
   readonly tokens: readonly number[];
   readonly cache: number;
+  /** Weights of the float model, a tied head counted once. */
+  readonly parameters: number;
   readonly floatPerplexity: number;
   readonly evaluationTokens: number;
   readonly targets: Readonly<Partial<Record<TargetName, TargetReport>>>;
   readonly prompt: string;
   /** Greedy continuations of the prompt, the float model's first. */
   readonly samples: Readonly<Record<string, string>>;
-  readonly plan: { readonly value: string; readonly dtype: string; readonly why: string }[];
+  readonly plan: readonly PlanLine[];
   readonly remarks: readonly string[];
+  /** dB under which a value counts as diverged. */
+  readonly divergenceThreshold: number;
+  /** The command line that makes this report again. */
+  readonly command?: string;
+  /** Versions of npuc and of the toolchain. */
+  readonly versions?: Readonly<Record<string, string>>;
 }

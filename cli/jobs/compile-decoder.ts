@@ -21,6 +21,7 @@ import type { Soc } from '../../targets/socs.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
+import { reproduceCommand } from './reproduce-command.ts';
 import { version } from './version.ts';
 
 export interface CompileOptions {
@@ -131,6 +132,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       targets,
       sessions: opened,
       bytes: shippedBytes(targets, files),
+      files,
       tokens: options.tokens,
       cache: options.cache,
       soc: options.soc.name,
@@ -158,11 +160,16 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       files,
     };
     writeManifest(output.partial, manifest);
-    writeReport(output.partial, report);
+    const full: Report = {
+      ...report,
+      command: reproduceCommand(options),
+      versions: { npuc: version(), ...toolchain?.versions },
+    };
+    writeReport(output.partial, full);
     progress.finish();
     writeFileSync(join(output.partial, 'timings.json'), `${JSON.stringify(progress.stages, undefined, 1)}\n`);
     output.commit();
-    return { manifest, report };
+    return { manifest, report: full };
   } catch (error) {
     output.discard();
     throw error;

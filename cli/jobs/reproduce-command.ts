@@ -1,0 +1,31 @@
+import { makeRecipe } from '../../calibration/recipe.ts';
+import { defaultText } from '../../calibration/texts.ts';
+import type { CompileOptions } from './compile-decoder.ts';
+
+/**
+ * The command line that makes a compile's artifacts and report again; what equals its default is left out.
+ * Overrides come from a configuration file only, so a command cannot carry them: the comment at its end says so.
+ */
+export function reproduceCommand(options: CompileOptions): string {
+  const { recipe, evaluation } = options;
+  const usual = makeRecipe(recipe.scheme);
+  const flags: string[] = ['--soc', options.soc.name, '--scheme', recipe.scheme];
+  if (recipe.weight.block !== usual.weight.block) flags.push('--block', String(recipe.weight.block));
+  if (recipe.range !== usual.range) flags.push('--range', recipe.range);
+  flags.push('--kv', String(recipe.cache), '--tokens', options.tokens.join(','), '--cache', String(options.cache));
+  flags.push('--target', options.targets.join(','));
+  if (options.io !== 'float') flags.push('--io', options.io);
+  if (options.allowExtrapolation) flags.push('--allow-extrapolation');
+  if (options.calibrationText !== defaultText('calibration')) flags.push('--calibrate', options.calibrationText);
+  flags.push('--calibration-windows', String(options.calibrationWindows));
+  if (evaluation.text !== defaultText('evaluation')) flags.push('--evaluate', evaluation.text);
+  flags.push('--eval-tokens', String(evaluation.tokens), '--prompt', evaluation.prompt, '--out', options.out);
+  const comment =
+    recipe.overrides.length > 0 ? `  # with the ${recipe.overrides.length} overrides of its config file` : '';
+  return `npuc compile ${[options.source, ...flags].map(quote).join(' ')}${comment}`;
+}
+
+/** Quotes an argument for a POSIX shell where it needs it. */
+function quote(argument: string): string {
+  return /^[\w@%+=:,./-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", `'\\''`)}'`;
+}

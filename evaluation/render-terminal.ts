@@ -1,0 +1,207 @@
+import colors from 'picocolors';
+import type { TargetName } from '../targets/target.ts';
+import { describeSource, describeVerdict, joinWords, listTargets } from './describe-report.ts';
+import {
+  EXECUTIONS,
+  formatBytes,
+  formatCount,
+  formatDecibels,
+  formatDivergence,
+  formatPerplexity,
+  formatRatio,
+  formatRatioError,
+  formatSeconds,
+  formatShare,
+} from './format-figures.ts';
+import { GRADES, type Grade, gradeTarget } from './grade-target.ts';
+import { firstDiverging, largestDrops, worstOverall } from './rank-values.ts';
+import type { Report, TargetReport } from './report.ts';
+
+export interface TerminalOptions {
+  /** Default: when stdout is a terminal and NO_COLOR is not set. */
+  readonly colour?: boolean;
+}
+
+type Paint = (text: string) => string;
+type Colors = ReturnType<typeof colors.createColors>;
+
+interface Cell {
+  readonly text: string;
+  readonly paint?: Paint;
+  readonly right?: boolean;
+}
+
+const WIDTH = 100;
+const GAP = '  ';
+const REMARKS = 6;
+const WORST = 10;
+
+/** The report as a compact table of at most 100 columns, without a line break at its end. */
+export function renderTerminal(report: Report, options: TerminalOptions = {}): string {
+  const paint = colors.createColors(options.colour ?? wantsColour());
+  const targets = listTargets(report);
+  const verdict = describeVerdict(report);
+  const shape = `${report.tokens.join(', ')} tokens, cache ${formatCount(report.cache)}`;
+  const lines = [
+    paint.bold(shorten(`${report.source} for ${report.soc}, ${report.scheme}, ${shape}`, WIDTH)),
+    ...wrap(verdict.sentence).map(gradePaint(paint, verdict.grade)),
+    '',
+    ...renderFigures(targets, paint),
+    paint.dim(describeFloat(report)),
+  ];
+  const values = renderValues(report, targets, paint);
+  if (values.length > 0) lines.push('', ...values);
+  const notes = targets.flatMap(([name, target]) => [
+    ...(target.twinSqnr === undefined ? [] : [`${name}: ${describeTwin(target.twinSqnr)}`]),
+    ...target.notes.map((note) => `${name}: ${note}`),
+  ]);
+  const remarks = report.remarks.slice(0, REMARKS);
+  const more = report.remarks.length - remarks.length;
+  if (more > 0) remarks.push(`${formatCount(more)} more remarks in report.html`);
+  if (notes.length + remarks.length > 0) lines.push('', ...[...notes, ...remarks].flatMap((text) => wrap(text, '- ')));
+  return lines.map((line) => line.trimEnd()).join('\n');
+}
+
+/** How exactly an engine computes: its logits against ONNX Runtime on the same QDQ model. */
+export function describeTwin(sqnr: number): string {
+  return `the engine's logits agree with ONNX Runtime on the same QDQ model to ${formatDecibels(sqnr)}`;
+}
+
+function wantsColour(): boolean {
+  const { NO_COLOR, FORCE_COLOR, TERM } = process.env;
+  if (NO_COLOR) return false;
+  return Boolean(FORCE_COLOR) || (process.stdout.isTTY === true && TERM !== 'dumb');
+}
+
+function gradePaint(paint: Colors, grade: Grade): Paint {
+  if (grade === 'close') return paint.green;
+  return grade === 'loss' || grade === 'unproven' ? paint.yellow : paint.red;
+}
+
+function describeFloat(report: Report): string {
+  const tokens = `${formatCount(report.evaluationTokens)} tokens of held-out text`;
+  return Number.isFinite(report.floatPerplexity)
+    ? `float model: perplexity ${formatPerplexity(report.floatPerplexity)} on ${tokens}`
+    : 'float model: perplexity not measured, the engines ran one chunk';
+}
+
+function renderFigures(targets: readonly [TargetName, TargetReport][], paint: Colors): string[] {
+  const head = ['target', 'verdict', 'ppl ratio', 'KL', 'top-1', 'logits', 'size', 'how'];
+  const rows = targets.map(([name, target]): Cell[] => {
+    const grade = gradeTarget(target);
+    const { logits } = target;
+    const figures = logits ?? target.chunk;
+    const ratio = logits
+      ? `${formatRatio(logits.ratio)} ± ${formatRatioError(logits.ratioError, logits.ratio)}`
+      : target.chunk
+        ? 'one chunk only'
+        : '-';
+    return [
+      { text: name, paint: paint.bold },
+      { text: GRADES[grade].word, paint: gradePaint(paint, grade) },
+      { text: ratio },
+      { text: figures ? formatDivergence(figures.divergence) : '-', right: true },
+      { text: figures ? formatShare(figures.topAgreement) : '-', right: true },
+      { text: formatDecibels(figures?.sqnr), right: true },
+      { text: formatBytes(target.bytes), right: true },
+      { text: `${EXECUTIONS[target.execution].short}, ${formatSeconds(target.seconds)}` },
+    ];
+  });
+  const engines = targets.map(([name, target]) => `${name} in ${target.engine}`);
+  const titles = head.map((text, i) => ({ text, paint: paint.dim, right: i > 2 && i < head.length - 1 }));
+  return [...layTable([titles, ...rows]), ...wrap(`ran ${joinWords(engines)}`).map(paint.dim)];
+}
+
+/** The ten worst values over all targets, where each target first diverges, and where it loses most. */
+function renderValues(report: Report, targets: readonly [TargetName, TargetReport][], paint: Colors): string[] {
+  const compared = targets.filter(([, target]) => target.values.length > 0);
+  if (compared.length === 0) return [];
+  const threshold = report.divergenceThreshold;
+  const rows = worstOverall(report, WORST).map((row): Cell[] => [
+    { text: shorten(row.name, 34) },
+    ...compared.map(([name]): Cell => {
+      const sqnr = row.sqnr[name];
+      const text = sqnr === undefined ? '-' : formatDecibels(sqnr).replace(' dB', '');
+      return { text, right: true, ...(sqnr !== undefined && !(sqnr >= threshold) ? { paint: paint.yellow } : {}) };
+    }),
+    { text: describeSource(row.from), paint: paint.dim },
+  ]);
+  const head: Cell[] = ['worst values, dB', ...compared.map(([name]) => name), 'your node'].map((text, i) => ({
+    text,
+    paint: paint.dim,
+    right: i > 0 && i <= compared.length,
+  }));
+  const first = groupTargets(compared, ({ values }) => {
+    const value = firstDiverging(values, threshold);
+    return value ? value.name : 'none';
+  });
+  const drop = groupTargets(compared, ({ values }) => largestDrops(values, 1)[0]?.name ?? 'none');
+  return [...layTable([head, ...rows]), ...wrap(`first under ${threshold} dB: ${first}; most is lost at ${drop}`)];
+}
+
+/** `a (onnx, qnn), b (tflite)`; no names where all targets say the same. */
+function groupTargets(
+  targets: readonly [TargetName, TargetReport][],
+  describe: (target: TargetReport) => string,
+): string {
+  const groups = new Map<string, string[]>();
+  for (const [name, target] of targets) {
+    const text = describe(target);
+    groups.set(text, [...(groups.get(text) ?? []), name]);
+  }
+  if (groups.size === 1) return [...groups.keys()][0]!;
+  return joinWords([...groups].map(([text, names]) => `${text} (${names.join(', ')})`));
+}
+
+/** Pads columns to their widest cell; the last one gets what is left of the line. */
+function layTable(rows: readonly (readonly Cell[])[]): string[] {
+  const clean = rows.map((row) => row.map((cell) => ({ ...cell, text: printable(cell.text) })));
+  const widths = clean[0]!.map((_, column) => Math.max(...clean.map((row) => lengthOf(row[column]!.text))));
+  const last = widths.length - 1;
+  const before = widths.slice(0, last).reduce((sum, width) => sum + width + GAP.length, 0);
+  widths[last] = Math.max(8, WIDTH - before);
+  return clean.map((row) =>
+    row
+      .map(({ text, paint, right }, column) => {
+        const fitted = column === last ? shorten(text, widths[last]!) : text;
+        const padding = ' '.repeat(Math.max(0, widths[column]! - lengthOf(fitted)));
+        const painted = paint ? paint(fitted) : fitted;
+        return right ? padding + painted : column === last ? painted : painted + padding;
+      })
+      .join(GAP),
+  );
+}
+
+/** Breaks a text at spaces into lines of the table's width; later lines are indented as far as the mark before the first. */
+function wrap(text: string, mark = ''): string[] {
+  const width = WIDTH - mark.length;
+  const lines: string[] = [];
+  let line = '';
+  for (const word of printable(text)
+    .split(' ')
+    .map((each) => shorten(each, width))) {
+    if (line !== '' && lengthOf(line) + 1 + lengthOf(word) > width) {
+      lines.push(line);
+      line = word;
+    } else line = line === '' ? word : `${line} ${word}`;
+  }
+  lines.push(line);
+  return lines.map((each, i) => (i === 0 ? mark : ' '.repeat(mark.length)) + each);
+}
+
+/** Cuts the middle out of a text that is too long: the ends of node names say most. */
+function shorten(text: string, width: number): string {
+  const characters = [...printable(text)];
+  if (characters.length <= width) return characters.join('');
+  const head = Math.ceil((width - 1) / 3);
+  return `${characters.slice(0, head).join('')}…${characters.slice(characters.length - (width - 1 - head)).join('')}`;
+}
+
+/** Names come from a stranger's file: control characters in them must not reach the terminal. */
+function printable(text: string): string {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, '\ufffd');
+}
+
+function lengthOf(text: string): number {
+  return [...text].length;
+}

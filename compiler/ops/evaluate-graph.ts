@@ -1,5 +1,5 @@
 import { NpucError } from '../errors.ts';
-import { type Graph, type LocalFunction, type Node, nodeReads, type Value } from '../ir/graph.ts';
+import { type Graph, type Node, nodeReads, type Value } from '../ir/graph.ts';
 import type { TensorData } from '../ir/tensor.ts';
 import { evaluateControl } from './control.ts';
 import { findOp } from './index.ts';
@@ -12,14 +12,13 @@ export { packTensor } from './elements.ts';
 export interface EvaluateOptions {
   /** Names of the values to give back, graph outputs or any other; the graph's outputs by default. */
   readonly outputs?: readonly string[];
-  /** Local functions that nodes may call. */
-  readonly functions?: readonly LocalFunction[];
   /** Sees every tensor that is computed, in order, values of subgraphs included. */
   readonly onValue?: (value: Value, data: TensorData) => void;
 }
 
 /**
- * Evaluates a graph with the reference semantics of its ops. If, Loop, Scan and SequenceMap run their subgraphs.
+ * Evaluates a graph with the reference semantics of its ops. If, Loop, Scan and SequenceMap run their subgraphs; calls of
+ * local functions have to be inlined before.
  * @throws RT010 for an op without reference semantics, RT011 for feeds that do not fit, and the ops' own errors
  */
 export function evaluateGraph(
@@ -47,7 +46,7 @@ export function evaluateValues(
   feeds: Readonly<Record<string, RuntimeValue>>,
   options: EvaluateOptions = {},
 ): Record<string, RuntimeValue> {
-  const evaluation = new Evaluation(opsets, options.functions ?? [], options.onValue);
+  const evaluation = new Evaluation(opsets, options.onValue);
   for (const input of graph.inputs) {
     const feed = Object.hasOwn(feeds, input.name) ? feeds[input.name]! : input.data?.toData();
     if (feed === undefined) {
@@ -87,16 +86,10 @@ function checkFeed(input: Value, feed: RuntimeValue): void {
 export class Evaluation {
   readonly opsets: ReadonlyMap<string, number>;
   readonly #values: Map<Value, RuntimeValue> = new Map();
-  readonly #functions: readonly LocalFunction[];
   readonly #onValue: EvaluateOptions['onValue'];
 
-  constructor(
-    opsets: ReadonlyMap<string, number>,
-    functions: readonly LocalFunction[],
-    onValue?: EvaluateOptions['onValue'],
-  ) {
+  constructor(opsets: ReadonlyMap<string, number>, onValue?: EvaluateOptions['onValue']) {
     this.opsets = opsets;
-    this.#functions = functions;
     this.#onValue = onValue;
   }
 
@@ -139,7 +132,6 @@ export class Evaluation {
     const inputs = node.inputs.map((value) => (value ? this.get(value) : undefined));
     const opset = this.opsets.get(node.domain) ?? 1;
     const results =
-      this.#callFunction(node, inputs) ??
       evaluateControl(node, inputs, this) ??
       evaluateSequence(node, inputs) ??
       this.#evaluateTensors(node, inputs, opset);
@@ -153,29 +145,6 @@ export class Evaluation {
         });
       this.set(output, result);
     });
-  }
-
-  /** Runs the body of a local function in a scope and with opsets of its own; undefined when the node calls none. */
-  #callFunction(node: Node, inputs: readonly (RuntimeValue | undefined)[]): RuntimeValue[] | undefined {
-    const called = this.#functions.find(
-      (entry) => entry.name === node.op && entry.domain === node.domain && entry.overload === node.overload,
-    );
-    if (!called) return undefined;
-    const { body } = called;
-    // Attributes of the call reach the body by references, which the IR keeps as raw bytes: they have to be inlined first.
-    const referring = body.nodes.find((inner) => [...inner.attributes.values()].some(({ kind }) => kind === 'raw'));
-    if (referring)
-      throw new NpucError('RT010', {
-        message: `the local function ${node.op} refers to attributes of its call`,
-        where: nodeName(node),
-      });
-    const scope = new Evaluation(called.opsets, this.#functions, this.#onValue);
-    body.inputs.forEach((input, index) => {
-      const value = inputs[index];
-      if (value !== undefined) scope.set(input, value);
-    });
-    scope.run(body, body.outputs);
-    return body.outputs.map((output) => scope.get(output));
   }
 
   #evaluateTensors(

@@ -1,3 +1,4 @@
+import { NpucError } from '../errors.ts';
 import type { Graph, Node, ValueType } from '../ir/graph.ts';
 import { tensorType } from '../ir/graph.ts';
 import { subgraphOf } from './control.ts';
@@ -17,16 +18,24 @@ export function inferControl(node: Node, inference: Inference): Types | undefine
   return undefined;
 }
 
+/** A condition that is known decides: the other branch need not even fit the shapes, as it never runs. */
 function inferIf(node: Node, inference: Inference): Types {
-  const branches = [subgraphOf(node, 'then_branch'), subgraphOf(node, 'else_branch')];
-  for (const branch of branches) inference.run(branch);
-  const [yes, no] = branches as [Graph, Graph];
+  const yes = subgraphOf(node, 'then_branch');
+  const no = subgraphOf(node, 'else_branch');
   const condition = node.inputs[0] && inference.constantOf(node.inputs[0]);
-  if (condition) {
-    const taken = condition.toNumbers()[0] !== 0 ? yes : no;
-    return node.outputs.map((_, index) => taken.outputs[index]?.type);
+  if (!condition) {
+    inference.run(yes);
+    inference.run(no);
+    return node.outputs.map((_, index) => commonType(yes.outputs[index]?.type, no.outputs[index]?.type, node, index));
   }
-  return node.outputs.map((_, index) => commonType(yes.outputs[index]?.type, no.outputs[index]?.type, node, index));
+  const [taken, other] = condition.toNumbers()[0] !== 0 ? [yes, no] : [no, yes];
+  inference.run(taken);
+  try {
+    inference.run(other);
+  } catch (error) {
+    if (!(error instanceof NpucError) || !error.code.startsWith('IR')) throw error;
+  }
+  return node.outputs.map((_, index) => taken.outputs[index]?.type);
 }
 
 /** Without its axis 0, or with a new one. */

@@ -1,3 +1,4 @@
+import { NpucError } from '../errors.ts';
 import { Graph, type Module, type Node, tensorType, type Value } from '../ir/graph.ts';
 import { elementCount, Tensor, type TensorData } from '../ir/tensor.ts';
 import { constantOf } from './constant.ts';
@@ -99,7 +100,14 @@ export class Inference {
         inputs.push({ dtype: 'u8', shape, data: new Uint8Array(0) });
       else return;
     }
-    const results = op.evaluate(inputs, { node, opset });
+    let results: readonly (TensorData | undefined)[];
+    try {
+      results = op.evaluate(inputs, { node, opset });
+    } catch (error) {
+      // A form of the op without reference semantics (Dropout in training mode) is simply not known here.
+      if (error instanceof NpucError && error.code === 'RT010') return;
+      throw error;
+    }
     node.outputs.forEach((output, index) => {
       const result = results[index];
       if (output && result) this.#folded.set(output, packTensor(result));

@@ -1,5 +1,5 @@
 import { NpucError } from '../errors.ts';
-import type { Graph, LocalFunction, Value } from '../ir/graph.ts';
+import type { Graph, Value } from '../ir/graph.ts';
 import type { TensorData } from '../ir/tensor.ts';
 import { evaluateGraph } from '../ops/evaluate-graph.ts';
 import type { PortInfo, Runner, Tensors } from './runner.ts';
@@ -8,18 +8,14 @@ import type { PortInfo, Runner, Tensors } from './runner.ts';
  * Runs a graph with the reference semantics of its ops: slow, and the same numbers on every machine.
  * @throws RT011 when an input or output is no tensor
  */
-export function createReferenceRunner(
-  graph: Graph,
-  opsets: ReadonlyMap<string, number>,
-  functions: readonly LocalFunction[] = [],
-): Runner {
+export function createReferenceRunner(graph: Graph, opsets: ReadonlyMap<string, number>): Runner {
   return {
     engine: 'npuc reference',
     // An input with a constant of its own is a default, not something that must be fed.
     inputs: graph.inputs.filter((input) => input.data === undefined).map(portOf),
     outputs: graph.outputs.map(portOf),
     run: async (feeds: Tensors, outputs?: readonly string[]): Promise<Record<string, TensorData>> =>
-      evaluateGraph(graph, opsets, feeds, outputs === undefined ? { functions } : { functions, outputs }),
+      evaluateGraph(graph, opsets, feeds, outputs === undefined ? {} : { outputs }),
     close: async () => {},
   };
 }

@@ -33,7 +33,6 @@ async function stateOf(name: string): Promise<string> {
     let results: ReturnType<typeof evaluateValues>;
     try {
       results = evaluateValues(graph, module.opsets, set.feeds, {
-        functions: module.functions,
         onValue: (value, data) => {
           expectFits(value, data);
           if (value.producer?.graph === graph) shapes.set(value.name, data.shape);

@@ -38,6 +38,9 @@ export function slicedDim(dim: Dim, start: Dim, end: Dim, step: number): Dim | u
   const from = place(start);
   const to = place(end);
   if (from === 0) return ceilDivDims(to, step);
+  // From a number up to the end: n - min(start, n), said without the min.
+  if (sameDim(to, dim) && typeof start === 'number' && start > 0)
+    return ceilDivDims(maxDims(0, subtractDims(dim, start)), step);
   return ceilDivDims(maxDims(0, subtractDims(to, from)), step);
 }
 

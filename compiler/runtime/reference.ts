@@ -5,8 +5,8 @@ import { evaluateGraph } from '../ops/evaluate-graph.ts';
 import type { PortInfo, Runner, Tensors } from './runner.ts';
 
 /**
- * Runs a graph with the reference semantics of its ops: slow, and the same numbers on every machine.
- * @throws RT011 when an input or output is no tensor
+ * Runs a graph, whose shapes are inferred, with the reference semantics of its ops: slow, and the same numbers on every
+ * machine. @throws RT011 when an input or output is no tensor, or of unknown type
  */
 export function createReferenceRunner(graph: Graph, opsets: ReadonlyMap<string, number>): Runner {
   return {

@@ -56,10 +56,8 @@ export function buildModelMessage(module: Module, graph: Graph, place: PlaceTens
 
 function buildGraphMessage(graph: Graph, place: PlaceTensor, constantsAreInputs: boolean): GraphMessage {
   const { constants } = graph;
-  const ports = new Set([...graph.inputs, ...graph.outputs]);
-  const inner = [...graph.values].filter(
-    (value) => value.producer && !ports.has(value) && (value.type || value.extras),
-  );
+  const outputs = new Set(graph.outputs);
+  const inner = nodeOutputs(graph).filter((value) => !outputs.has(value) && (value.type || value.extras));
   return {
     nodes: graph.nodes.map((node) => buildNodeMessage(node, place)),
     name: graph.name,
@@ -89,11 +87,18 @@ function buildFunctionMessage(entry: LocalFunction, place: PlaceTensor): Functio
     opsets: buildOpsets(entry.opsets),
     domain: entry.domain,
     defaults: [...entry.defaults],
-    valueInfos: [...body.values].filter((value) => value.type || value.extras).map(buildValueInfo),
+    valueInfos: [...body.inputs, ...nodeOutputs(body)]
+      .filter((value) => value.type || value.extras)
+      .map(buildValueInfo),
     overload: entry.overload || undefined,
     metadata: buildEntries(body.metadata),
     unknown: body.unknown,
   };
+}
+
+/** In the order of the nodes: what is read back and written again is then the same. */
+function nodeOutputs(graph: Graph): Value[] {
+  return graph.nodes.flatMap((node) => node.outputs.filter((value) => value !== undefined));
 }
 
 function buildNodeMessage(node: Node, place: PlaceTensor): NodeMessage {

@@ -11,7 +11,6 @@ import { buildDecoder, type DecoderModel, readDecoderModel } from '../../compile
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import type { Progress } from '../../compiler/progress.ts';
 import { type EvaluationOptions, evaluateTargets } from '../../evaluation/evaluate-targets.ts';
-import { openTargets } from '../../evaluation/open-targets.ts';
 import type { Report } from '../../evaluation/report.ts';
 import { writeReport } from '../../evaluation/write-report.ts';
 import { decoderTargets, formatOf } from '../../targets/index.ts';
@@ -122,7 +121,6 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     }
     const tokenizer = writeTokenizer(checkpoint.tokenizerFiles, output.partial);
     progress.stage('evaluate');
-    const opened = await openTargets(output.partial, targets, options.soc, toolchain);
     const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer]
       .sort()
       .map((path) => describeFile(output.partial, path));
@@ -130,7 +128,11 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       model,
       decoders,
       targets,
-      sessions: opened,
+      open: (name) =>
+        decoderTargets[name].open(output.partial, targets[name]!, {
+          soc: options.soc,
+          ...(toolchain ? { toolchain } : {}),
+        }),
       bytes: shippedBytes(targets, files),
       files,
       tokens: options.tokens,
@@ -141,7 +143,6 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       options: options.evaluation,
       progress,
     });
-    for (const session of opened.values()) await session.close();
     const manifest: Manifest = {
       format: 1,
       npuc: version(),

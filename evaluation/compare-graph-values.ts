@@ -1,0 +1,112 @@
+import type { QuantizedDecoder } from '../calibration/quantize-decoder.ts';
+import type { DecoderModel } from '../compiler/import/decoder-model.ts';
+import type { Encoding } from '../compiler/ir/encoding.ts';
+import type { Graph, Module } from '../compiler/ir/graph.ts';
+import type { TensorData } from '../compiler/ir/tensor.ts';
+import { wasmKernels } from '../compiler/kernels/index.ts';
+import { DecoderSession } from '../compiler/runtime/decoder-session.ts';
+import { openModule } from '../compiler/runtime/engine.ts';
+import type { Runner } from '../compiler/runtime/runner.ts';
+import { makeProtocol } from '../passes/protocol.ts';
+import { addDrops, comparedInputs, compareValues, tapModule, type ValueComparison } from './compare-values.ts';
+
+/** Bytes of activations that are in memory at a time, per graph. */
+const GROUP_BYTES = 64 << 20;
+
+/**
+ * Every value of one prefill chunk, the target's QDQ graph against the float graph in the same contract. Both run on ONNX
+ * Runtime from an empty cache; values are fetched in groups through taps, a run per group, so that memory stays bounded.
+ */
+export async function compareGraphValues(
+  decoder: QuantizedDecoder,
+  model: DecoderModel,
+  chunk: number,
+  cache: number,
+  window: readonly number[],
+): Promise<ValueComparison[]> {
+  const request = { name: 'taps', tokens: chunk, cache, logits: 'all' as const };
+  const quantized = decoder.stamp(request);
+  const float = decoder.lowerFloat(request);
+  const names = float.graph().nodes.flatMap((node) => node.outputs.map((output) => output!.name));
+  const common = names.filter(
+    (name) => quantized.graph().find(name)?.encoding && float.graph().find(name)?.dtype === 'f32',
+  );
+  const encodings = new Map<string, Encoding>(common.map((name) => [name, quantized.graph().find(name)!.encoding!]));
+  const from = new Map(common.map((name) => [name, quantized.graph().find(name)!.producer?.from ?? []]));
+  const reference = await openTaps(decoder, model, float, common, chunk, cache);
+  const other = await openTaps(decoder, model, quantized, common, chunk, cache);
+  try {
+    const comparisons: ValueComparison[] = [];
+    for (const group of groupByBytes(float.graph(), common)) {
+      const expected = await reference.fetch(window, group);
+      const got = await other.fetch(window, group);
+      comparisons.push(...compareValues(group, expected, got, encodings, from, wasmKernels));
+    }
+    return addDrops(comparisons, comparedInputs(quantized.graph(), new Set(common)));
+  } finally {
+    await reference.close();
+    await other.close();
+  }
+}
+
+function groupByBytes(graph: Graph, names: readonly string[]): string[][] {
+  const groups: string[][] = [];
+  let bytes = Number.POSITIVE_INFINITY;
+  for (const name of names) {
+    const size = graph.find(name)!.dims.reduce((a, b) => a * b, 4);
+    if (bytes + size > GROUP_BYTES) {
+      groups.push([]);
+      bytes = 0;
+    }
+    groups.at(-1)!.push(name);
+    bytes += size;
+  }
+  return groups;
+}
+
+interface Taps {
+  /** Runs the window from an empty cache and gives the named values. */
+  fetch(window: readonly number[], names: readonly string[]): Promise<Record<string, TensorData>>;
+  close(): Promise<void>;
+}
+
+async function openTaps(
+  decoder: QuantizedDecoder,
+  model: DecoderModel,
+  module: Module,
+  names: readonly string[],
+  chunk: number,
+  cache: number,
+): Promise<Taps> {
+  const runner = await openModule(tapModule(module, names));
+  let wanted: readonly string[] = [];
+  let seen: Record<string, TensorData> = {};
+  const tapped: Runner = {
+    engine: runner.engine,
+    inputs: runner.inputs,
+    outputs: runner.outputs,
+    run: async (feeds, outputs) => {
+      seen = await runner.run(feeds, [...new Set([...wanted, ...(outputs ?? [])])]);
+      return seen;
+    },
+    close: () => runner.close(),
+  };
+  // The session only asks for the contract's own outputs.
+  const own = module.graph().outputs.map((output) => output.name);
+  const session = new DecoderSession({
+    protocol: makeProtocol(decoder.config, decoder.contract, cache),
+    graphs: new Map([[chunk, { ...tapped, outputs: runner.outputs.filter(({ name }) => own.includes(name)) }]]),
+    ...(decoder.contract.embedding === 'embeds' ? { embedding: model.embed } : {}),
+  });
+  return {
+    fetch: async (window, group) => {
+      wanted = group;
+      session.reset();
+      await session.feed(window, 'all');
+      const result = seen;
+      seen = {};
+      return result;
+    },
+    close: () => session.close(),
+  };
+}

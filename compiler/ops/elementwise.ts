@@ -179,7 +179,8 @@ const clip = defineOp({
     };
     const low = limit(1, 'min', Number.NEGATIVE_INFINITY);
     const high = limit(2, 'max', Number.POSITIVE_INFINITY);
-    const whole = (bound: number): bigint => BigInt(Math.max(-(2 ** 63), Math.min(2 ** 63, bound)));
+    // Only 64-bit integers use these, whose limits are integers; a float's limit need not be one.
+    const whole = (bound: number): bigint => BigInt(Math.trunc(Math.max(-(2 ** 63), Math.min(2 ** 63, bound))));
     const bigLow = Number.isNaN(low) ? 0n : whole(low);
     const bigHigh = Number.isNaN(high) ? 0n : whole(high);
     return [

@@ -14,6 +14,7 @@ export function cloneModule(module: Module): Module {
   copy.producerName = module.producerName;
   copy.producerVersion = module.producerVersion;
   copy.doc = module.doc;
+  copy.unknown = module.unknown;
   return copy;
 }
 
@@ -33,6 +34,7 @@ export function copyGraph(graph: Graph, parent: Graph | undefined, outer: Readon
     const fresh = copy.addValue(value.name, value.type, value.data);
     fresh.encoding = value.encoding;
     fresh.payload = value.payload;
+    fresh.extras = value.extras;
     map.set(value, fresh);
   }
   const to = (value: Value | undefined): Value | undefined =>
@@ -47,6 +49,7 @@ export function copyGraph(graph: Graph, parent: Graph | undefined, outer: Readon
       outputs: node.outputs.map(to),
       attributes: copyAttributes(node, copy, map),
       from: node.from,
+      extras: node.extras,
     });
   }
   copy.inputs.push(...graph.inputs.map((value) => map.get(value)!));
@@ -57,6 +60,7 @@ export function copyGraph(graph: Graph, parent: Graph | undefined, outer: Readon
   for (const [key, value] of graph.properties) copy.properties.set(key, value);
   for (const [key, value] of graph.metadata) copy.metadata.set(key, value);
   copy.doc = graph.doc;
+  copy.unknown = graph.unknown;
   return copy;
 }
 

@@ -77,9 +77,10 @@ export class Builder {
     return this.graph.addConstant(name, scalarTensor(like.dtype, value));
   }
 
-  /** A vector of 64-bit integers: axes, shapes, split lengths. */
+  /** A vector of 64-bit integers: axes, shapes, split lengths, ends. What is too large for the type becomes its limit. */
   integers(name: string, values: readonly number[]): Value {
-    return this.graph.addConstant(name, Tensor.of('i64', [values.length], values));
+    const whole = BigInt64Array.from(values, (value) => (value >= 2 ** 63 ? 2n ** 63n - 1n : BigInt(value)));
+    return this.graph.addConstant(name, Tensor.of('i64', [values.length], whole));
   }
 }
 
@@ -212,6 +213,29 @@ export function replaceByFresh(graph: Graph, old: Value, fresh: Value): void {
   if (graph.find(name) === old) graph.removeValue(old);
   graph.renameValue(fresh, name);
   if (fresh.producer && producer) fresh.producer.name = renamed(producer, fresh.producer.op);
+}
+
+/** What becomes other in a node that is made anew; the rest stays. */
+export interface NodeChange {
+  readonly op?: string;
+  readonly inputs?: readonly (Value | undefined)[];
+  readonly outputs?: readonly (Value | undefined)[];
+  readonly attributes?: ReadonlyMap<string, Attribute>;
+}
+
+/** Makes a node anew in its place, with other parts; outputs that it no longer has leave the graph. */
+export function remakeNode(node: Node, change: NodeChange): Node {
+  const graph = node.graph!;
+  const { overload, domain, from, extras } = node;
+  const { op = node.op, inputs = node.inputs, outputs = node.outputs, attributes = node.attributes } = change;
+  const kept = [...inputs];
+  const name = op === node.op ? node.name : renamed(node, op);
+  for (const value of node.outputs) if (value && !outputs.includes(value)) graph.removeValue(value);
+  const fresh = graph.addNode({ op, domain, overload, name, inputs: kept, outputs, attributes, from, extras }, node);
+  node.inputs.forEach((_, index) => node.setInput(index, undefined));
+  graph.nodes.splice(graph.nodes.indexOf(node), 1);
+  node.graph = undefined;
+  return fresh;
 }
 
 /**

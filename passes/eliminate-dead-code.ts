@@ -1,6 +1,6 @@
-import type { Graph, Node, Value } from '../compiler/ir/graph.ts';
+import type { Node, Value } from '../compiler/ir/graph.ts';
 import type { Pass } from '../compiler/pass.ts';
-import { capturedOutputs } from '../compiler/rewrite.ts';
+import { capturedOutputs, remakeNode } from '../compiler/rewrite.ts';
 
 /**
  *     %a = Relu(%x)                       ->   (nothing)             where nothing reads %a
@@ -20,7 +20,7 @@ export const eliminateDeadCode: Pass = {
       if (!read.includes(true)) {
         graph.removeNode(node);
         changed = true;
-      } else if (dropOutputs(graph, node, read.lastIndexOf(true) + 1)) changed = true;
+      } else if (dropOutputs(node, read.lastIndexOf(true) + 1)) changed = true;
     }
     for (const value of graph.constants) {
       if (isRead(value) || graph.inputs.includes(value)) continue;
@@ -44,13 +44,8 @@ const OPTIONAL_OUTPUTS: ReadonlySet<string> = new Set([
 ]);
 
 /** Makes a node anew with its first `count` outputs only. */
-function dropOutputs(graph: Graph, node: Node, count: number): boolean {
+function dropOutputs(node: Node, count: number): boolean {
   if (node.outputs.length <= count || node.domain !== '' || !OPTIONAL_OUTPUTS.has(node.op)) return false;
-  for (const value of node.outputs.slice(count)) if (value) graph.removeValue(value);
-  const { op, name, inputs, outputs, attributes, from, extras } = node;
-  graph.addNode({ op, name, inputs, outputs: outputs.slice(0, count), attributes, from, extras }, node);
-  inputs.forEach((_, index) => node.setInput(index, undefined));
-  graph.nodes.splice(graph.nodes.indexOf(node), 1);
-  node.graph = undefined;
+  remakeNode(node, { outputs: node.outputs.slice(0, count) });
   return true;
 }

@@ -21,7 +21,9 @@ export const fuseMatmulAdd = rewritePass({
         }
         const c = match.value('c');
         if (!isFloatValue(c)) return `%${c.name} is not a float`;
-        return spreadsOver(c, knownShape(match.node('product').output())) || `%${c.name} does not spread over the product`;
+        return (
+          spreadsOver(c, knownShape(match.node('product').output())) || `%${c.name} does not spread over the product`
+        );
       },
       rewrite: (match, build) => build.emit('Gemm', [match.value('a'), match.value('b'), match.value('c')]),
     },

@@ -10,6 +10,7 @@ import { type Pass, type Remark, runPasses } from '../../compiler/pass.ts';
 import { findDifference, randomFeeds, type ValueCheck } from '../../compiler/pass-values.ts';
 import { openModule } from '../../compiler/runtime/engine.ts';
 import { type FreezeOptions, freezeShapes } from '../../passes/freeze-shapes.ts';
+import { liftOpset } from '../../passes/lift-opset.ts';
 import { PASSES } from '../../passes/pipelines.ts';
 import { type PassCase, printCase, readCase } from './read-case.ts';
 
@@ -17,6 +18,7 @@ const FIXTURES = fileURLToPath(new URL('../../fixtures/passes/', import.meta.url
 
 /** Passes made from options, by the name of their folder. */
 const MADE: Readonly<Record<string, (options: PassCase['options']) => Pass>> = {
+  'lift-opset': (options) => liftOpset(options.target as number),
   'freeze-shapes': (options) => freezeShapes(options as FreezeOptions),
 };
 

@@ -12,6 +12,7 @@ import { findDifference, randomFeeds } from '../../compiler/pass-values.ts';
 import { openModule } from '../../compiler/runtime/engine.ts';
 import type { Tensors } from '../../compiler/runtime/runner.ts';
 import { type FreezeOptions, freezeShapes } from '../../passes/freeze-shapes.ts';
+import { liftOpset } from '../../passes/lift-opset.ts';
 import { fuse, simplify } from '../../passes/pipelines.ts';
 import { hasMaterial, materialPath } from '../material.ts';
 
@@ -121,6 +122,13 @@ describe.skipIf(!hasMaterial)('real models, frozen and simplified', () => {
     expect(actual.length).toBe(expected.length);
     expected.forEach((wanted, index) => {
       expect(findDifference(wanted, actual[index]!, 1e-4), graph.outputs[index]!.name).toBeUndefined();
+    });
+
+    // The same after lifting to the opset that quantization needs, and once more simplified there.
+    runPasses(module, [liftOpset(21), ...simplify], { untilStable: true });
+    expect(module.opsets.get('')).toBe(21);
+    (await run(module, feeds)).forEach((data, index) => {
+      expect(findDifference(expected[index]!, data, 1e-4), `${graph.outputs[index]!.name} at opset 21`).toBeUndefined();
     });
 
     const operators: Record<string, number> = {};

@@ -4,12 +4,14 @@ import { calibrationShape, collectDecoderStatistics, cutWindows } from '../../ca
 import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
 import type { Recipe } from '../../calibration/recipe.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
+import { cachedStatistics } from '../../calibration/statistics-cache.ts';
 import { readTokens, type TokenText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
 import { buildDecoder, type DecoderModel, readDecoderModel } from '../../compiler/import/decoder-model.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import type { Progress } from '../../compiler/progress.ts';
+import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
 import { type EvaluationOptions, evaluateTargets } from '../../evaluation/evaluate-targets.ts';
 import type { Report } from '../../evaluation/report.ts';
 import { writeReport } from '../../evaluation/write-report.ts';
@@ -97,9 +99,14 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     const digest = await checkpoint.digest({ progress: (done, total) => progress.update(done, total) });
     const calibration = readCalibration(options, model);
     progress.stage('calibrate');
-    const statistics = await collectDecoderStatistics(config, model.weights, calibration.windows, {
-      onProgress: (done, total) => progress.update(done, total),
-    });
+    const { statistics, cached } = await cachedStatistics(
+      { checkpoint: digest, windows: calibration.windows, engine: pickJavaScriptEngine() },
+      () =>
+        collectDecoderStatistics(config, model.weights, calibration.windows, {
+          onProgress: (done, total) => progress.update(done, total),
+        }),
+    );
+    if (cached) progress.note('  statistics of this checkpoint and text are known already');
     const toolchain = findToolchain('qnn');
     const targets: Partial<Record<TargetName, ManifestTarget>> = {};
     const decoders = new Map<TargetName, QuantizedDecoder>();

@@ -5,13 +5,13 @@ import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { afterAll, describe, expect, it } from 'vitest';
 import { encodeOnnx, writeOnnx } from '../../../compiler/export/onnx.ts';
+import { readNpz } from '../../../compiler/import/npz.ts';
 import { decodeOnnx, openOnnx, openTensorFile } from '../../../compiler/import/onnx.ts';
 import type { Graph, Node } from '../../../compiler/ir/graph.ts';
 import { verify } from '../../../compiler/ir/verify.ts';
 import type { Tensors } from '../../../compiler/runtime/runner.ts';
 import { randomModule } from '../../ir/random-module.ts';
 import { hasMaterial, materialPath } from '../../material.ts';
-import { readNpz } from '../../../compiler/import/npz.ts';
 import { describeModule, describeTensors, describeType } from '../describe-module.ts';
 import { makeFeeds, type OnnxPort, runOnnx } from '../run-onnx.ts';
 

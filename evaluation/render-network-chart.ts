@@ -1,0 +1,144 @@
+import type { TargetName } from '../targets/target.ts';
+import type { ValueComparison } from './compare-values.ts';
+import { describeSource, listTargets } from './describe-report.ts';
+import { formatDecibels } from './format-figures.ts';
+import { html, type Markup } from './markup.ts';
+import { splitSections } from './rank-values.ts';
+import { percent } from './render-charts.ts';
+import type { Report } from './report.ts';
+import { renderMarker } from './target-marker.ts';
+
+interface Point {
+  readonly value: ValueComparison;
+  /** Shares of the plot's width and height. */
+  readonly x: number;
+  readonly y: number;
+}
+
+interface Series {
+  readonly target: TargetName;
+  readonly points: readonly Point[];
+}
+
+/** Labels of layers that fit under the chart on a phone. */
+const LABELS = 12;
+
+/**
+ * SQNR of every value of one prefill chunk along the network. Targets compute with different values, so a layer is what they
+ * share: each has the same width in all of them, and its values are spread over it in their order of computation.
+ */
+export function renderNetworkChart(report: Report): Markup {
+  const targets = listTargets(report).filter(([, { values }]) => values.length > 0);
+  if (targets.length === 0) {
+    return html`<section><h2>Error along the network</h2><p class="about">No quantized values were compared.</p></section>`;
+  }
+  const labels = sectionLabels(targets.map(([, { values }]) => values));
+  const range = decibelRange(targets.flatMap(([, { values }]) => values));
+  const toY = (sqnr: number): number => {
+    const clamped = Number.isNaN(sqnr) ? range.low : Math.min(range.high, Math.max(range.low, sqnr));
+    return (range.high - clamped) / (range.high - range.low);
+  };
+  const series = targets.map(
+    ([target, { values }]): Series => ({
+      target,
+      points: splitSections(values).flatMap(({ label, values: members }) =>
+        members.map((value, i) => ({
+          value,
+          x: (labels.indexOf(label) + (i + 0.5) / members.length) / labels.length,
+          y: toY(value.sqnr),
+        })),
+      ),
+    }),
+  );
+  const threshold = toY(report.divergenceThreshold);
+  return html`<section><h2>Error along the network</h2>
+<p class="about">Signal to quantization noise of every value of one prefill chunk, in order of computation: the target's quantized graph against the float graph, both in ONNX Runtime. Higher is better; under ${String(
+    report.divergenceThreshold,
+  )} dB a tenth of the value's size is noise.</p>
+<figure class="network">
+<div class="legend">${series.map(
+    ({ target }) =>
+      html`<label class="t-${target}"><input type="checkbox" id="show-${target}" checked>${renderMarker(target)}${target}</label>`,
+  )}</div>
+<div class="plot"><svg id="network" width="100%" height="340" role="img" aria-label="SQNR along the network, ${String(
+    series.reduce((sum, { points }) => sum + points.length, 0),
+  )} values">
+${labels.map((label, i) => renderSection(label, i, labels.length))}
+${decibelTicks(range).map(
+  (tick) =>
+    html`<line class="grid" x1="0" x2="100%" y1="${percent(toY(tick))}" y2="${percent(toY(tick))}"/><text class="tick" x="-8" y="${percent(
+      toY(tick),
+    )}" dy="4" text-anchor="end">${String(tick)}</text>`,
+)}
+<rect class="under" x="0" y="${percent(threshold)}" width="100%" height="${percent(1 - threshold)}"/>
+<line class="threshold" x1="0" x2="100%" y1="${percent(threshold)}" y2="${percent(threshold)}"/>
+<text class="threshold-label" x="100%" y="${percent(threshold)}" dx="-4" dy="-5" text-anchor="end">${String(report.divergenceThreshold)} dB</text>
+${series.map(renderSeries)}
+${renderWorst(series)}
+<use class="pointer" href="#ring"/>
+</svg></div>
+<output class="readout js-only">Point at a value for its name.</output>
+<figcaption>${labels.length > 1 && 'Each stretch is a layer; numbers are layer numbers. '}Multiplication by an exact constant, masks and copies keep what their input has; the lines only lead the eye.</figcaption>
+</figure></section>`;
+}
+
+function renderSection(label: string, index: number, count: number): Markup {
+  const every = Math.ceil(count / LABELS);
+  const named = index === 0 || index === count - 1 || (index - 1) % every === 0;
+  return html`<rect class="section ${index % 2 === 0 ? 'even' : 'odd'}" x="${percent(index / count)}" y="0" width="${percent(1 / count)}" height="100%"/>${
+    named &&
+    html`<text class="layer" x="${percent((index + 0.5) / count)}" y="100%" dy="18" text-anchor="middle">${label}</text>`
+  }`;
+}
+
+function renderSeries({ target, points }: Series): Markup {
+  const path = points
+    .map(({ x, y }, i) => `${i === 0 ? 'M' : 'L'}${(x * 1000).toFixed(1)} ${(y * 1000).toFixed(1)}`)
+    .join('');
+  return html`<g class="series t-${target}"><svg x="0" y="0" width="100%" height="100%" viewBox="0 0 1000 1000" preserveAspectRatio="none"><path class="line" d="${path}" vector-effect="non-scaling-stroke"/></svg>${points.map(
+    ({ value, x, y }) =>
+      html`<use class="point" href="#m-${target}" x="${percent(x)}" y="${percent(y)}"><title>${target} ${value.name} ${formatDecibels(
+        value.sqnr,
+      )}, ${describeSource(value.from)}</title></use>`,
+  )}</g>`;
+}
+
+/** A name at the lowest point of all. */
+function renderWorst(series: readonly Series[]): Markup | undefined {
+  const [worst] = series
+    .flatMap(({ points }) => points)
+    .sort((a, b) => (Number.isNaN(a.value.sqnr) ? -1 : Number.isNaN(b.value.sqnr) ? 1 : a.value.sqnr - b.value.sqnr));
+  if (!worst) return undefined;
+  const end = worst.x > 0.6;
+  return html`<g class="worst"><use href="#ring" x="${percent(worst.x)}" y="${percent(worst.y)}"/><text x="${percent(worst.x)}" y="${percent(
+    worst.y,
+  )}" dx="${end ? '-9' : '9'}" dy="${worst.y > 0.94 ? '-8' : '16'}" text-anchor="${end ? 'end' : 'start'}">${worst.value.name} ${formatDecibels(
+    worst.value.sqnr,
+  )}</text></g>`;
+}
+
+/** All stretches that any target has, what comes before the layers first, what comes after last. */
+function sectionLabels(valueLists: readonly (readonly ValueComparison[])[]): string[] {
+  const labels = new Set(valueLists.flatMap((values) => splitSections(values).map(({ label }) => label)));
+  const order = (label: string): number =>
+    label === 'in' ? -1 : label === 'out' ? Number.POSITIVE_INFINITY : Number(label);
+  return [...labels].sort((a, b) => order(a) - order(b));
+}
+
+interface DecibelRange {
+  readonly low: number;
+  readonly high: number;
+}
+
+/** Whole tens around the values; what lies beyond -20 and 100 dB is drawn at the edge. */
+function decibelRange(values: readonly ValueComparison[]): DecibelRange {
+  const finite = values.map(({ sqnr }) => sqnr).filter(Number.isFinite);
+  const low = Math.max(-20, Math.min(0, Math.floor(Math.min(...finite, 0) / 10) * 10));
+  return { low, high: Math.min(100, Math.max(40, Math.ceil(Math.max(...finite, 0) / 10) * 10)) };
+}
+
+function decibelTicks({ low, high }: DecibelRange): number[] {
+  const ticks: number[] = [];
+  for (let tick = Math.ceil(low / 20) * 20; tick <= high; tick += 20) ticks.push(tick);
+  return ticks;
+}

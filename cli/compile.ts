@@ -5,14 +5,12 @@ import { makeRecipe } from '../calibration/recipe.ts';
 import { defaultText } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
-import { renderTerminal } from '../evaluation/render-terminal.ts';
 import { findToolchain, requireToolchain } from '../targets/qnn/toolchain.ts';
 import { findSoc } from '../targets/socs.ts';
 import type { TargetName } from '../targets/target.ts';
 import type { Command } from './commands.ts';
 import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
-import { type CompileOptions, compileDecoder, planDecoder } from './jobs/compile-decoder.ts';
-import { compileOnnx } from './jobs/compile-onnx.ts';
+import type { CompileOptions } from './jobs/compile-decoder.ts';
 import { renderPlan } from './render-plan.ts';
 
 interface CompileArguments extends Partial<CompileConfig> {
@@ -79,19 +77,25 @@ export const compileCommand: Command = {
     const config = mergeConfig(await readConfig(args.config), args);
     if (args.saveConfig) writeFileSync(args.saveConfig, stringify(config));
     const options = compileOptions(config, args);
+    // Loaded when needed: help and version must not wait for runtimes.
+    const { compileDecoder, planDecoder } = await import('./jobs/compile-decoder.ts');
     if (args.dryRun) {
       const plan = await planDecoder(options);
       process.stdout.write(args.json ? `${JSON.stringify(plan)}\n` : renderPlan(plan));
       return 0;
     }
     if (options.source.endsWith('.onnx')) {
+      const { compileOnnx } = await import('./jobs/compile-onnx.ts');
       const result = await compileOnnx(options, config.bind);
       process.stdout.write(args.json ? `${JSON.stringify(result)}\n` : result.text);
       return 0;
     }
     const result = await compileDecoder(options);
     if (args.json) process.stdout.write(`${JSON.stringify(result)}\n`);
-    else process.stdout.write(`${renderTerminal(result.report)}\n${options.out}/report.html\n`);
+    else {
+      const { renderTerminal } = await import('../evaluation/render-terminal.ts');
+      process.stdout.write(`${renderTerminal(result.report)}\n${options.out}/report.html\n`);
+    }
     return 0;
   },
 };

@@ -3,12 +3,10 @@ import { createInterface } from 'node:readline/promises';
 import type { Argv } from 'yargs';
 import { packageRoot } from '../calibration/texts.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
-import { renderTerminal } from '../evaluation/render-terminal.ts';
 import { findToolchain, hostObstacle, installToolchain } from '../targets/qnn/toolchain.ts';
 import type { Command } from './commands.ts';
 import { compileOptions } from './compile.ts';
 import { mergeConfig } from './config.ts';
-import { compileDecoder } from './jobs/compile-decoder.ts';
 
 interface DemoArguments {
   readonly out: string;
@@ -47,6 +45,8 @@ export const demoCommand: Command = {
         prompt: 'It was',
       },
     );
+    const { compileDecoder } = await import('./jobs/compile-decoder.ts');
+    const { renderTerminal } = await import('../evaluation/render-terminal.ts');
     const options = compileOptions(config, { force: false, quiet: args.quiet });
     const { report, manifest } = await compileDecoder(options);
     process.stdout.write(

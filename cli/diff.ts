@@ -1,20 +1,7 @@
-import { statSync } from 'node:fs';
 import type { Argv } from 'yargs';
-import { buildPlainDecoder } from '../calibration/decoder-statistics.ts';
 import { defaultText, readTokens } from '../calibration/texts.ts';
-import { openCheckpoint } from '../compiler/import/checkpoint.ts';
-import { readDecoderModel } from '../compiler/import/decoder-model.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
-import { DecoderSession } from '../compiler/runtime/decoder-session.ts';
-import { openModule } from '../compiler/runtime/engine.ts';
-import type { Runner } from '../compiler/runtime/runner.ts';
-import type { Tokenizer } from '../compiler/runtime/tokenizer.ts';
-import { evaluateLogits } from '../evaluation/perplexity.ts';
-import { plainContract } from '../passes/io-contract.ts';
-import { makeProtocol } from '../passes/protocol.ts';
-import { isOutputFolder } from '../targets/manifest.ts';
 import type { Command } from './commands.ts';
-import { openCompiled } from './jobs/open-compiled.ts';
 
 interface DiffArguments {
   readonly reference: string;
@@ -25,12 +12,6 @@ interface DiffArguments {
   readonly maxRatio?: number;
   readonly json: boolean;
   readonly quiet: boolean;
-}
-
-interface Side {
-  readonly session: DecoderSession;
-  readonly tokenizer: Tokenizer;
-  readonly cache: number;
 }
 
 /** `npuc diff`: any two of checkpoint and compiled artifacts, side by side on held-out text. */
@@ -48,6 +29,8 @@ export const diffCommand: Command = {
       .example('$0 diff ./SmolLM2 build:tflite --tokens 512', '')
       .example('$0 diff build:onnx build:qnn --max-ratio 1.01', ''),
   run: async (args: DiffArguments) => {
+    const { openSide } = await import('./jobs/open-side.ts');
+    const { evaluateLogits } = await import('../evaluation/perplexity.ts');
     const progress = createProgress(progressMode(args.quiet));
     progress.stage('open');
     const other = await openSide(args.other, args.window);
@@ -85,25 +68,3 @@ export const diffCommand: Command = {
     }
   },
 };
-
-/** A compiled folder with an optional `:target`, or a checkpoint as its float model. */
-async function openSide(name: string, cache: number): Promise<Side> {
-  const cut = name.lastIndexOf(':');
-  const [folder, target] =
-    cut > 0 && !name.startsWith('hf:') ? [name.slice(0, cut), name.slice(cut + 1)] : [name, undefined];
-  if (statSync(folder, { throwIfNoEntry: false })?.isDirectory() && isOutputFolder(folder)) {
-    const opened = await openCompiled(folder, target);
-    return { session: opened.session, tokenizer: opened.tokenizer, cache: opened.session.protocol.cache };
-  }
-  const checkpoint = await openCheckpoint(name);
-  const { config, weights } = readDecoderModel(checkpoint);
-  const context = Math.min(cache, config.maxPositions);
-  const graphs = new Map<number, Runner>();
-  for (const size of [Math.min(64, context / 2), 1])
-    graphs.set(size, await openModule(buildPlainDecoder(config, weights, size, context)));
-  return {
-    session: new DecoderSession({ protocol: makeProtocol(config, plainContract, context), graphs }),
-    tokenizer: checkpoint.tokenizer!,
-    cache: context,
-  };
-}

@@ -1,7 +1,6 @@
 import { freemem, totalmem } from 'node:os';
 import type { Argv } from 'yargs';
 import { NpucError } from '../compiler/errors.ts';
-import { pickJavaScriptEngine } from '../compiler/runtime/engine.ts';
 import { toolchainStatus } from '../targets/qnn/toolchain.ts';
 import type { Command } from './commands.ts';
 import { formatBytes } from './render-plan.ts';
@@ -39,6 +38,7 @@ async function examine(): Promise<Finding[]> {
       note: `of ${formatBytes(totalmem())}; a compile needs about 6 bytes a parameter`,
     },
   ];
+  const { pickJavaScriptEngine } = await import('../compiler/runtime/engine.ts');
   const engine = pickJavaScriptEngine();
   findings.push({
     name: 'onnxruntime',

@@ -2,7 +2,6 @@ import type { Argv } from 'yargs';
 import { NpucError } from '../compiler/errors.ts';
 import { generateTokens } from '../compiler/runtime/generate.ts';
 import type { Command } from './commands.ts';
-import { openCompiled } from './jobs/open-compiled.ts';
 
 interface GenerateArguments {
   readonly folder: string;
@@ -40,6 +39,7 @@ export const generateCommand: Command = {
   run: async (args: GenerateArguments) => {
     if (!(args.maxTokens > 0))
       throw new NpucError('CL001', { message: `--max-tokens ${args.maxTokens} is not a positive number` });
+    const { openCompiled } = await import('./jobs/open-compiled.ts');
     const { session, tokenizer, target } = await openCompiled(args.folder, args.target);
     try {
       const text = args.chat

@@ -1,6 +1,5 @@
 import type { Argv } from 'yargs';
 import type { Command } from './commands.ts';
-import { describePath } from './jobs/describe-file.ts';
 
 interface InspectArguments {
   readonly path: string;
@@ -19,6 +18,7 @@ export const inspectCommand: Command = {
       .example('$0 inspect build/qnn/prefill_128_ctx_qnn.bin', '')
       .example('$0 inspect model.onnx --text', ''),
   run: async (args: InspectArguments) => {
+    const { describePath } = await import('./jobs/describe-file.ts');
     const { kind, data, lines } = await describePath(args.path, args.text);
     process.stdout.write(args.json ? `${JSON.stringify({ kind, ...(data as object) })}\n` : `${lines.join('\n')}\n`);
     return 0;

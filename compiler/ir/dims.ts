@@ -27,6 +27,9 @@ const NAME = /^[\p{L}_][\p{L}\p{N}_]*(\.[\p{L}\p{N}_]+)*$/u;
 const DOTTED = /[\p{L}_][\p{L}\p{N}_]*(\.[\p{L}\p{N}_]+)+/gu;
 const FACTOR_SEPARATOR = '\u0000';
 
+/** The names and calls of a product. */
+const factorsOf = (product: string): string[] => (product === '' ? [] : product.split(FACTOR_SEPARATOR));
+
 const constant = (value: number): Polynomial => (value === 0 ? new Map() : new Map([['', value]]));
 
 function asConstant(polynomial: Polynomial): number | undefined {
@@ -48,10 +51,7 @@ function multiply(a: Polynomial, b: Polynomial): Polynomial {
   let sum: Polynomial = new Map();
   for (const [left, x] of a) {
     for (const [right, y] of b) {
-      const factors = [
-        ...(left === '' ? [] : left.split(FACTOR_SEPARATOR)),
-        ...(right === '' ? [] : right.split(FACTOR_SEPARATOR)),
-      ];
+      const factors = [...factorsOf(left), ...factorsOf(right)];
       sum = combine(sum, new Map([[factors.sort().join(FACTOR_SEPARATOR), x * y]]), 1);
     }
   }
@@ -62,10 +62,10 @@ function multiply(a: Polynomial, b: Polynomial): Polynomial {
 function divideExactly(a: Polynomial, b: Polynomial): Polynomial | undefined {
   if (b.size !== 1) return samePolynomial(a, b) ? constant(1) : undefined;
   const [divisor, by] = [...b][0]!;
-  const factors = divisor === '' ? [] : divisor.split(FACTOR_SEPARATOR);
+  const factors = factorsOf(divisor);
   const quotient = new Map<string, number>();
   for (const [product, factor] of a) {
-    const rest = product === '' ? [] : product.split(FACTOR_SEPARATOR);
+    const rest = factorsOf(product);
     for (const name of factors) {
       const at = rest.indexOf(name);
       if (at < 0) return undefined;
@@ -141,9 +141,16 @@ function floorDivide(a: Polynomial, b: Polynomial, round: 'floor' | 'ceil'): Pol
   return call(round, [a, b]);
 }
 
-/** Whether a polynomial cannot be negative as long as names and calls are not. */
+/** Whether a polynomial cannot be negative: names stand for lengths, and no term is subtracted. */
 function isNonNegative(polynomial: Polynomial): boolean {
-  return [...polynomial.values()].every((factor) => factor >= 0);
+  return [...polynomial].every(
+    ([product, factor]) => factor >= 0 && factorsOf(product).every((name) => isNonNegativeCall(calls.get(name))),
+  );
+}
+
+function isNonNegativeCall(inner: Call | undefined): boolean {
+  if (!inner || inner.name === 'mod') return true;
+  return inner.name === 'max' ? inner.parameters.some(isNonNegative) : inner.parameters.every(isNonNegative);
 }
 
 function extreme(name: 'max' | 'min', a: Polynomial, b: Polynomial): Polynomial {
@@ -284,7 +291,9 @@ export function subtractDims(a: Dim, b: Dim): Dim {
 }
 
 export function mulDims(a: Dim, b: Dim): Dim {
-  return typeof a === 'number' && typeof b === 'number' ? a * b : print(multiply(polynomialOf(a), polynomialOf(b)));
+  // Adding 0 turns the -0 of 0 * -1 into 0.
+  if (typeof a === 'number' && typeof b === 'number') return a * b + 0;
+  return print(multiply(polynomialOf(a), polynomialOf(b)));
 }
 
 /** a / b rounded down. @throws IR020 when b is 0 */
@@ -342,7 +351,7 @@ export function dimSymbols(dim: Dim): string[] {
   const names = new Set<string>();
   const visit = (polynomial: Polynomial): void => {
     for (const product of polynomial.keys()) {
-      for (const factor of product === '' ? [] : product.split(FACTOR_SEPARATOR)) {
+      for (const factor of factorsOf(product)) {
         const inner = calls.get(factor);
         if (inner) inner.parameters.forEach(visit);
         else names.add(factor);
@@ -367,7 +376,7 @@ function bindPolynomial(polynomial: Polynomial, bindings: Readonly<Record<string
   let sum = constant(0);
   for (const [product, factor] of polynomial) {
     let term = constant(factor);
-    for (const name of product === '' ? [] : product.split(FACTOR_SEPARATOR)) {
+    for (const name of factorsOf(product)) {
       const inner = calls.get(name);
       let value: Polynomial = new Map([[name, 1]]);
       if (inner) value = bindCall(inner, bindings);

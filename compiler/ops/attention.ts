@@ -159,19 +159,22 @@ export function attend(inputs: AttentionInputs, options: AttentionOptions): { y:
   return { y, scores: shown };
 }
 
+/** Softmax of every row; one that is masked from end to end gives zeros, as in ONNX Runtime, where plain softmax gives NaN. */
 function softmaxRows(scores: Float64Array, rows: number, columns: number, type: DType | undefined): void {
   if (type && type !== 'f64' && type !== 'f32') scores.set(readReals(encodeReals(type, [scores.length], scores)));
   for (let row = 0; row < rows; row++) {
-    const from = row * columns;
-    let max = Number.NEGATIVE_INFINITY;
-    for (let j = 0; j < columns; j++) if (scores[from + j]! > max) max = scores[from + j]!;
+    const line = scores.subarray(row * columns, (row + 1) * columns);
+    const max = line.reduce((best, value) => (value > best ? value : best), Number.NEGATIVE_INFINITY);
+    if (max === Number.NEGATIVE_INFINITY && !line.some(Number.isNaN)) {
+      line.fill(0);
+      continue;
+    }
     let sum = 0;
     for (let j = 0; j < columns; j++) {
-      const value = Math.exp(scores[from + j]! - max);
-      scores[from + j] = value;
-      sum += value;
+      line[j] = Math.exp(line[j]! - max);
+      sum += line[j]!;
     }
-    for (let j = 0; j < columns; j++) scores[from + j] = scores[from + j]! / sum;
+    for (let j = 0; j < columns; j++) line[j] = line[j]! / sum;
   }
 }
 

@@ -28,7 +28,10 @@ function transposedAxis(dim: Dim, axis: number, plan: WindowPlan, node: Node): {
   const same = plan.autoPad.startsWith('SAME');
   if (wanted === undefined && !same) {
     const pads = plan.autoPad === 'VALID' ? [0, 0] : [plan.before[axis]!, plan.after[axis]!];
-    return { size: addDims(full, -pads[0]! - pads[1]!), before: pads[0]! };
+    const cut = addDims(full, -pads[0]! - pads[1]!);
+    if (typeof cut === 'number' && cut < 0)
+      throw new NpucError('IR020', { message: `pads [${pads}] cut away all of axis ${axis}`, where: nodeName(node) });
+    return { size: cut, before: pads[0]! };
   }
   const size = wanted ?? mulDims(dim, stride);
   const total = typeof full === 'number' && typeof size === 'number' ? Math.max(0, full - size) : 0;

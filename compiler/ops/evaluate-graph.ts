@@ -163,6 +163,9 @@ export class Evaluation {
     const tensors = inputs.map((input, index) => {
       if (input !== undefined && !isTensorData(input))
         throw new NpucError('IR021', { message: `input ${index} of ${node.op} is no tensor`, where: nodeName(node) });
+      // Two numbers an element: no op here would take them apart rightly.
+      if (input?.dtype === 'c64' || input?.dtype === 'c128')
+        throw new NpucError('RT010', { message: `${node.op} of complex numbers`, where: nodeName(node) });
       return input;
     });
     return op.evaluate(tensors, { node, opset });

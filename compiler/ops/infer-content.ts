@@ -130,6 +130,7 @@ const RULES: Readonly<Record<string, Rule>> = {
   Max: elementwise(maxDims),
   Min: elementwise(minDims),
   Equal: elementwise(equalDims),
+  Not: ({ content }) => content(0)?.map((flag) => (typeof flag === 'number' ? 1 - flag : undefined)),
   Where: ({ content }) => {
     const [condition, yes, no] = [content(0), content(1), content(2)];
     if (!condition || !yes || !no) return undefined;

@@ -7,6 +7,7 @@ import { findOp } from './index.ts';
 import { CONTENT_LIMIT, type Content, inferContent } from './infer-content.ts';
 import { inferControl } from './infer-control.ts';
 import type { InferContext } from './op.ts';
+import { isUnknownDim } from './shape-rules.ts';
 import { mergeTypes } from './type-merge.ts';
 
 /** Results of at most this many elements are computed while shapes are inferred. */
@@ -75,14 +76,14 @@ export class Inference {
   #fold(node: Node, opset: number, context: InferContext): void {
     const op = findOp(node.domain, node.op, opset);
     if (!op?.evaluate || node.op === 'Constant' || node.subgraphs.length > 0) return;
+    // Dimensions that only the run decides (NonZero, Compress) are bounded by the inputs.
     const small = node.outputs.every((output) => {
       const type = output?.type;
+      if (output === undefined) return true;
+      if (type?.kind !== 'tensor' || !type.shape) return false;
+      const sizes = type.shape.filter((dim) => !isUnknownDim(dim));
       return (
-        output === undefined ||
-        (type?.kind === 'tensor' &&
-          type.shape !== undefined &&
-          type.shape.every((dim) => typeof dim === 'number') &&
-          elementCount(type.shape as number[]) <= FOLD_LIMIT)
+        sizes.every((dim): dim is number => typeof dim === 'number') && elementCount(sizes as number[]) <= FOLD_LIMIT
       );
     });
     if (!small) return;
@@ -110,7 +111,9 @@ export class Inference {
     }
     node.outputs.forEach((output, index) => {
       const result = results[index];
-      if (output && result) this.#folded.set(output, packTensor(result));
+      if (!output || !result) return;
+      output.type = tensorType(result.dtype, result.shape);
+      this.#folded.set(output, packTensor(result));
     });
   }
 

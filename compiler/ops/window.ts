@@ -44,9 +44,9 @@ function extentOf(plan: WindowPlan, axis: number): number {
   return (plan.kernel[axis]! - 1) * plan.dilations[axis]! + 1;
 }
 
-/** Output sizes of the spatial axes. */
+/** Output sizes of the spatial axes. @throws IR020 when a window is larger than the padded axis */
 export function windowShape(spatial: Shape, plan: WindowPlan): Dim[] {
-  return spatial.map((dim, axis) => {
+  const sizes = spatial.map((dim, axis) => {
     const stride = plan.strides[axis]!;
     if (plan.autoPad.startsWith('SAME')) return ceilDivDims(dim, stride);
     const pads = plan.autoPad === 'VALID' ? 0 : plan.before[axis]! + plan.after[axis]!;
@@ -56,6 +56,9 @@ export function windowShape(spatial: Shape, plan: WindowPlan): Dim[] {
     const before = plan.autoPad === 'VALID' ? 0 : plan.before[axis]!;
     return minDims(addDims(ceilDivDims(room, stride), 1), ceilDivDims(addDims(dim, before), stride));
   });
+  if (sizes.some((size) => typeof size === 'number' && size < 0))
+    throw new NpucError('IR020', { message: `a window of [${plan.kernel}] does not fit into [${spatial}]` });
+  return sizes;
 }
 
 /** Pads of every axis once the sizes are known. */

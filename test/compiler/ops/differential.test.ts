@@ -57,6 +57,9 @@ run('Attention', {
     outputs: 3,
   }),
   'boolean mask per batch': attention({ inputs: [q, k, v, boolean([2, 1, 3, 5], (i) => i % 3 !== 1)] }),
+  'a row that is masked from end to end': attention({
+    inputs: [q, k, v, boolean([3, 5], (i) => i >= 5)],
+  }),
   'scale and softcap': attention({ inputs: [q, k, v], attributes: { scale: float(0.7), softcap: float(2) } }),
   'scores after softmax': attention({
     inputs: [q, k, v, noise([3, 5], 11)],

@@ -130,6 +130,17 @@ describe('shape arithmetic', () => {
     expect(typeOf(module, 'y')).toBe('f32[1, 2, 10, 21]');
   });
 
+  it('counts what a constant NonZero finds', () => {
+    const module = inferred(`
+      in %x : f32[5, 7]
+      %mask : f32[5] = const [1.0, 0.0, 1.0, 0.0, 1.0]
+      %places = NonZero(%mask)
+      %rows = Transpose(%places)
+      %y = GatherND(%x, %rows)
+      out %y`);
+    expect(typeOf(module, 'y')).toBe('f32[3, 7]');
+  });
+
   it('slices symbolic dimensions', () => {
     const module = inferred(`
       in %x : f32[n, 16]

@@ -63,7 +63,10 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   const graphs = new Map<number, Runner>();
   for (const size of [chunk, 1]) graphs.set(size, await openModule(buildPlainDecoder(config, weights, size, cache)));
   const float = new DecoderSession({ protocol: makeProtocol(config, plainContract, cache), graphs });
-  const parameters = [...weights.values()].reduce((sum, tensor) => sum + tensor.size, 0);
+  const tied = config.tiedEmbeddings || !checkpoint.tensors.has('lm_head.weight');
+  const parameters = [...weights]
+    .filter(([name]) => !(tied && name === 'lm_head.weight'))
+    .reduce((sum, [, tensor]) => sum + tensor.size, 0);
   const reports: Partial<Record<TargetName, TargetReport>> = {};
   const samples: Record<string, string> = {};
   let floatPerplexity = Number.NaN;

@@ -59,6 +59,9 @@ export type CompileConfig = z.infer<typeof compileConfig>;
 /** As it is written: everything optional. */
 export type CompileConfigInput = Partial<CompileConfig>;
 
+/** Keys that are lists: as flags their repetitions add up. */
+const LISTS: ReadonlySet<string> = new Set(['bind', 'tokens', 'target', 'overrides']);
+
 const NAMES = ['npuc.config.yaml', 'npuc.config.yml', 'npuc.config.json', 'npuc.config.mjs'];
 
 /**
@@ -85,8 +88,11 @@ export function mergeConfig(
   flags: Readonly<Record<string, unknown>> | object,
 ): CompileConfig {
   const known = Object.keys(compileConfig.shape);
+  // A flag given twice arrives as an array: the last one counts, as in most tools.
   const given = Object.fromEntries(
-    Object.entries(flags).filter(([key, value]) => known.includes(key) && value !== undefined),
+    Object.entries(flags)
+      .filter(([key, value]) => known.includes(key) && value !== undefined)
+      .map(([key, value]) => [key, Array.isArray(value) && !LISTS.has(key) ? value.at(-1) : value]),
   );
   const parsed = compileConfig.safeParse({ ...file, ...given });
   if (parsed.success) return parsed.data;

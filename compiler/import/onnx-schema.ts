@@ -9,7 +9,7 @@ import type { Field, FieldKind, Message, Schema, Span } from './protobuf.ts';
 /** IR versions that are read: 1 (2017) to 13 (ONNX 1.20). */
 export const NEWEST_IR_VERSION = 13;
 /** Opset versions of the ONNX domain that are read. */
-export const OPSET_RANGE: readonly [number, number] = [7, 24];
+export const OPSET_RANGE: readonly [number, number] = [7, 25];
 
 /** AttributeProto.AttributeType. */
 export const ATTRIBUTE_TYPE = {

@@ -60,8 +60,8 @@ export function readType(
       dtype,
       shape: (shape.dims ?? []).map((dim): Dim => {
         if (dim.value !== undefined && dim.value >= 0) return readLength(dim.value, where);
-        // Exporters write 0 for none, -1 or an empty name for unknown.
-        return dim.param || names.fresh();
+        // Exporters write 0 for none, -1, an empty name or a question mark for unknown.
+        return dim.param && dim.param !== '?' ? dim.param : names.fresh();
       }),
     };
   }

@@ -172,7 +172,8 @@ export class Tensor {
         data: unpackSubByte(bytes, bits, this.size, this.dtype.startsWith('i')),
       };
     const width = bits === 128 ? 8 : this.dtype === 'c64' ? 4 : bits / 8;
-    if (bytes.byteOffset % width !== 0) bytes = bytes.slice();
+    // Not bytes.slice(): a Buffer's shares its memory.
+    if (bytes.byteOffset % width !== 0) bytes = new Uint8Array(bytes);
     return {
       dtype: this.dtype,
       shape: this.shape,

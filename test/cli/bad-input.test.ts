@@ -269,7 +269,7 @@ describe('a machine that fails', () => {
       {
         onStart: (child) => {
           const timer = setInterval(() => {
-            if (child.exitCode !== null) clearInterval(timer);
+            if (child.exitCode !== null) return clearInterval(timer);
             if (readdirSync(work).some((name) => name.startsWith('interrupted.partial'))) {
               clearInterval(timer);
               child.kill('SIGINT');

@@ -87,9 +87,9 @@ describe('bad graphs', () => {
     [
       'opset 6',
       { model: { opsets: [{ version: 6 }] } },
-      { code: 'IM301', message: 'opset 6 is not supported (7 to 24)' },
+      { code: 'IM301', message: 'opset 6 is not supported (7 to 25)' },
     ],
-    ['opset 25', { model: { opsets: [{ domain: 'ai.onnx', version: 25 }] } }, { code: 'IM301' }],
+    ['opset 26', { model: { opsets: [{ domain: 'ai.onnx', version: 26 }] } }, { code: 'IM301' }],
     ['IR version 14', { model: { irVersion: 14 } }, { code: 'IM301' }],
     ['no IR version', { model: { irVersion: undefined } }, { code: 'IM301' }],
   ])('%s', (_, parts, expected) => {

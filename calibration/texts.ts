@@ -46,3 +46,27 @@ export function readTokens(path: string, tokenizer: Tokenizer, limit: number, le
   }
   return { ids, digest: createHash('sha256').update(bytes).digest('hex'), path };
 }
+
+/**
+ * Calibration tokens of a text for a checkpoint with a chat template: the first half plain, the second half as
+ * conversations, paragraph answering paragraph, since a chat's markers carry outliers that plain prose never shows.
+ * @throws as readTokens; IM133 when the template refuses a conversation
+ */
+export function readChatTokens(path: string, tokenizer: Tokenizer, limit: number, least: number): TokenText {
+  const plain = readTokens(path, tokenizer, limit, least);
+  const paragraphs = readFileSync(path, 'utf8')
+    .split(/\n\s*\n/)
+    .map((paragraph) => paragraph.replaceAll(/\s+/g, ' ').trim())
+    .filter((paragraph) => paragraph.length > 40);
+  const ids = plain.ids.slice(0, Math.ceil(limit / 2));
+  // From the end of the text, so that both halves are different passages.
+  for (let i = paragraphs.length - 2; i >= 0 && ids.length < limit; i -= 2) {
+    const conversation = [
+      { role: 'user', content: paragraphs[i]! },
+      { role: 'assistant', content: paragraphs[i + 1]! },
+    ];
+    const text = tokenizer.applyChatTemplate(conversation, { addGenerationPrompt: false });
+    ids.push(...tokenizer.encode(text, { addSpecialTokens: false }));
+  }
+  return { ...plain, ids: ids.slice(0, limit) };
+}

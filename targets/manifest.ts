@@ -14,7 +14,12 @@ export interface Manifest {
   readonly soc: { readonly name: string; readonly arch: string };
   readonly recipe: Recipe;
   readonly shapes: { readonly tokens: readonly number[]; readonly cache: number };
-  readonly calibration: { readonly digest: string; readonly windows: number; readonly windowTokens: number };
+  readonly calibration: {
+    readonly digest: string;
+    readonly chat: boolean;
+    readonly windows: number;
+    readonly windowTokens: number;
+  };
   readonly toolchain: Readonly<Record<string, string>>;
   readonly targets: Readonly<Partial<Record<TargetName, ManifestTarget>>>;
   /** Tokenizer files, copied from the checkpoint so that the folder runs on its own. */

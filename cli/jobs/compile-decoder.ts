@@ -5,7 +5,7 @@ import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quanti
 import type { Recipe } from '../../calibration/recipe.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
 import { cachedStatistics } from '../../calibration/statistics-cache.ts';
-import { readTokens, type TokenText } from '../../calibration/texts.ts';
+import { defaultText, readChatTokens, readTokens, type TokenText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
 import { buildDecoder, type DecoderModel, readDecoderModel } from '../../compiler/import/decoder-model.ts';
@@ -159,6 +159,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       shapes: { tokens: options.tokens, cache: options.cache },
       calibration: {
         digest: calibration.text.digest,
+        chat: calibration.chat,
         windows: calibration.windows.length,
         windowTokens: calibration.windows[0]?.length ?? 0,
       },
@@ -202,15 +203,20 @@ function shippedBytes(
 
 interface Calibration {
   readonly text: TokenText;
+  /** Whether half of it is in the chat template. */
+  readonly chat: boolean;
   readonly windows: readonly (readonly number[])[];
 }
 
 function readCalibration(options: CompileOptions, model: DecoderModel): Calibration {
   const tokenizer = model.checkpoint.tokenizer!;
   const shape = calibrationShape(model.config);
-  const text = readTokens(options.calibrationText, tokenizer, options.calibrationWindows * shape.window, shape.window);
+  // The user's own text is taken as it is; the default one is put into the checkpoint's chat template where it has one.
+  const chat = options.calibrationText === defaultText('calibration') && tokenizer.chatTemplate !== undefined;
+  const read = chat ? readChatTokens : readTokens;
+  const text = read(options.calibrationText, tokenizer, options.calibrationWindows * shape.window, shape.window);
   const prefix = startTokens(model);
-  return { text, windows: cutWindows(text.ids, shape, options.calibrationWindows, prefix) };
+  return { text, chat, windows: cutWindows(text.ids, shape, options.calibrationWindows, prefix) };
 }
 
 /** The start token, where the checkpoint's tokenizer adds one to every text. */

@@ -13,8 +13,8 @@ export interface WeightPlan {
   readonly matrix: boolean;
   /** The value whose last axis are this weight's input channels. */
   readonly input: string;
-  /** A bias that the op adds in integers: its scale is the input's times the weight's. */
-  readonly bias?: { readonly name: string; readonly input: string };
+  /** Biases that ops with this weight add in integers: their scale is the input's times the weight's. */
+  readonly biases: readonly { readonly name: string; readonly input: string }[];
   readonly why: string;
 }
 
@@ -87,13 +87,15 @@ export function planWeights(
       form = { bits: 8, block: 0 };
     }
     const bias = node.op === 'MatMul' ? undefined : node.inputs[2];
+    const integer = bias?.data?.dtype === 'f32' && bias.shape.length === 1 && bias.dims[0] === weight.dims[axis];
+    const others = weights.get(weight.name)?.biases ?? [];
     weights.set(weight.name, {
       name: weight.name,
       form,
       axis,
       matrix,
       input: conversionSource(node.input(0)).name,
-      ...(bias?.data ? { bias: { name: bias.name, input: node.input(0).name } } : {}),
+      biases: integer ? [...others, { name: bias.name, input: node.input(0).name }] : others,
       why,
     });
   }

@@ -1,9 +1,19 @@
 import { NpucError } from '../compiler/errors.ts';
-import { affineEncoding, type Encoding, symmetricEncoding } from '../compiler/ir/encoding.ts';
-import type { Graph, Node, Use, Value } from '../compiler/ir/graph.ts';
+import { affineEncoding, type Encoding, sameEncoding, symmetricEncoding } from '../compiler/ir/encoding.ts';
+import type { Graph, Use, Value } from '../compiler/ir/graph.ts';
 import { insertCacheConversions, insertConversion } from '../passes/insert-conversions.ts';
 import { planWeights, type WeightPlan } from './plan-weights.ts';
-import { type Bits, computes, isReal, type PrecisionPlan, planPrecision, type ValueGroup } from './precision.ts';
+import {
+  type Bits,
+  clampedValues,
+  computes,
+  isReal,
+  movesData,
+  type PrecisionPlan,
+  planPrecision,
+  readsAsData,
+  type ValueGroup,
+} from './precision.ts';
 import { chooseRange } from './range.ts';
 import { cacheBits, type NumberFormat, type Recipe } from './recipe.ts';
 import { movementRoot, type Statistics } from './statistics.ts';
@@ -64,13 +74,16 @@ export function planQuantization(
   const precision = planPrecision(graph, opset, recipe, format, statistics);
   const remarks = [...precision.remarks];
   const weights = planWeights(graph, recipe, format, remarks);
-  const biases = new Set([...weights.values()].flatMap((weight) => weight.bias?.name ?? []));
+  const biases = new Set([...weights.values()].flatMap((weight) => weight.biases.map(({ name }) => name)));
   const tables = new Set(format.table === 'row' ? [...embeddings].filter((name) => graph.find(name)) : []);
+  const clamped = clampedValues(graph, opset);
+  const context: PlanContext = { opset, recipe, format, statistics, precision, clamped };
   for (const group of new Set(precision.groups.values())) {
+    if (group.why === '' && !group.cache) continue;
     const values = group.values.filter(({ name }) => !weights.has(name) && !tables.has(name) && !biases.has(name));
     const computed = values.filter((value) => value.data === undefined);
     if (computed.length > 0) {
-      const encoding = encodeGroup({ ...group, values }, precision, recipe, format, statistics);
+      const encoding = encodeGroup({ ...group, values }, context);
       for (const value of computed) activations.set(value.name, { encoding, why: group.why });
       for (const value of values) if (value.data) activations.set(value.name, { encoding, why: group.why });
       continue;
@@ -80,26 +93,26 @@ export function planQuantization(
   return { activations, weights, tables, remarks };
 }
 
-function encodeGroup(
-  group: ValueGroup,
-  precision: PrecisionPlan,
-  recipe: Recipe,
-  format: NumberFormat,
-  statistics: Statistics,
-): Encoding {
-  const producers = group.values
-    .map((value) => value.producer)
-    .filter((node): node is Node => node !== undefined && precision.nodes.has(node));
-  const fixed =
-    producers.length > 0 && producers.every((node) => format.fixed[node.op])
-      ? format.fixed[producers[0]!.op]![group.bits]
-      : undefined;
-  if (fixed && !group.cache) return fixed;
+/** What every encoding is decided from. */
+interface PlanContext {
+  readonly opset: number;
+  readonly recipe: Recipe;
+  readonly format: NumberFormat;
+  readonly statistics: Statistics;
+  readonly precision: PrecisionPlan;
+  readonly clamped: ReadonlySet<Value>;
+}
+
+function encodeGroup(group: ValueGroup, context: PlanContext): Encoding {
+  const { format, recipe, statistics } = context;
+  const fixed = group.cache ? undefined : fixedEncoding(group, context);
+  if (fixed) return fixed;
   let min = Number.POSITIVE_INFINITY;
   let max = Number.NEGATIVE_INFINITY;
   for (const value of group.values) {
-    const range = rangeOf(value, recipe, group.bits, statistics);
+    const range = context.clamped.has(value) ? undefined : rangeOf(value, recipe, group.bits, statistics);
     if (!range) continue;
+    if (!Number.isFinite(range.min) || !Number.isFinite(range.max)) throw notFinite(value, range);
     min = Math.min(min, range.min);
     max = Math.max(max, range.max);
   }
@@ -113,6 +126,23 @@ function encodeGroup(
   if (group.cache) return symmetricEncoding(format.cache[group.bits], Math.max(-min, max));
   const { dtype, symmetric } = format.activation[group.bits];
   return symmetric ? symmetricEncoding(dtype, Math.max(-min, max)) : affineEncoding(dtype, min, max);
+}
+
+function notFinite(value: Value, range: { min: number; max: number }): NpucError {
+  const where = value.producer?.from[0] ?? value.producer?.name;
+  return new NpucError('QT010', {
+    message: `${value.name} is not finite in calibration: ${range.min} to ${range.max}`,
+    where: where || value.name,
+    hint: 'a mask of -inf or an overflow cannot be quantized: limit it in the model, or check the samples',
+  });
+}
+
+/** The encoding that the target's kernels fix, where all that the group's elements come from has the same one. */
+function fixedEncoding(group: ValueGroup, { format, opset }: PlanContext): Encoding | undefined {
+  const roots = group.values.filter((value) => !value.producer || !movesData(value.producer, opset));
+  const encodings = roots.map((value) => value.producer && format.fixed[value.producer.op]?.[group.bits]);
+  const [first] = encodings;
+  return first && encodings.every((other) => other && sameEncoding(first, other)) ? first : undefined;
 }
 
 function rangeOf(
@@ -144,7 +174,7 @@ function planConstant(
   format: NumberFormat,
   activations: Map<string, { encoding: Encoding; why: string }>,
 ): void {
-  const readers = value.consumers.filter((node) => precision.nodes.has(node));
+  const readers = [...value.uses].filter(readsAsData).flatMap(({ node }) => (precision.nodes.has(node) ? [node] : []));
   if (readers.length === 0 || readers.every((node) => format.floatConstants.has(node.op))) return;
   const bits = readers.reduce<Bits>((most, node) => (precision.nodes.get(node)! > most ? 16 : most), 8);
   const { min, max } = rangeOfConstant(value);
@@ -164,7 +194,7 @@ export function applyPlan(
   plan: Plan,
   weightEncodings: ReadonlyMap<string, Encoding>,
 ): void {
-  for (const weight of plan.weights.values()) encodeBias(graph, weight, plan, weightEncodings);
+  for (const weight of plan.weights.values()) encodeBiases(graph, weight, plan, weightEncodings);
   for (const value of graph.values) {
     const encoding = weightEncodings.get(value.name) ?? plan.activations.get(value.name)?.encoding;
     if (encoding) value.encoding = encoding;
@@ -178,20 +208,20 @@ export function applyPlan(
   }
 }
 
-/** Integer bias, i32: scale = input scale * weight scale of each output channel, zero point 0 (ONNX QLinearConv). */
-function encodeBias(
+/** Integer biases, i32: scale = input scale * weight scale of each output channel, zero point 0 (ONNX QLinearConv). */
+function encodeBiases(
   graph: Graph,
   weight: WeightPlan,
   plan: Plan,
   weightEncodings: ReadonlyMap<string, Encoding>,
 ): void {
-  const bias = weight.bias && graph.find(weight.bias.name);
-  const input = weight.bias && plan.activations.get(weight.bias.input)?.encoding;
   const scales = weightEncodings.get(weight.name)?.scale;
-  if (!bias || !input || !scales) return;
-  const scale = Float32Array.from(
-    { length: bias.dims[0]! },
-    (_, n) => input.scale[0]! * scales[scales.length === 1 ? 0 : n]!,
-  );
-  bias.encoding = { dtype: 'i32', scale, axis: 0 };
+  if (!scales) return;
+  for (const { name, input } of weight.biases) {
+    const bias = graph.find(name);
+    const step = plan.activations.get(input)?.encoding.scale[0];
+    if (!bias || step === undefined) continue;
+    const scale = Float32Array.from({ length: bias.dims[0]! }, (_, n) => step * scales[scales.length === 1 ? 0 : n]!);
+    bias.encoding = { dtype: 'i32', scale, axis: 0 };
+  }
 }

@@ -1,5 +1,6 @@
-import type { Graph, Node, Value } from '../compiler/ir/graph.ts';
+import type { Graph, Node, Use, Value } from '../compiler/ir/graph.ts';
 import { findOp } from '../compiler/ops/index.ts';
+import { capturedOutputs } from '../compiler/rewrite.ts';
 import { cacheBits, compileMatch, type NumberFormat, type Recipe } from './recipe.ts';
 import type { Statistics } from './statistics.ts';
 
@@ -11,6 +12,7 @@ export interface ValueGroup {
   bits: Bits;
   /** Set for the key/value caches. */
   cache: boolean;
+  /** Empty: nothing computes with the group, it stays float. */
   why: string;
 }
 
@@ -40,11 +42,48 @@ export function computes(node: Node, opset: number): boolean {
   return rule !== 'never' && rule !== 'passthrough' && node.outputs.some(isReal);
 }
 
-/** Inputs whose elements a movement op hands on: all real ones, only the first for lookups. */
+/** Movement ops that hand on the elements of their first input alone: other real ones are scales, grids or fillers. */
+const ONE_DATA_INPUT: ReadonlySet<string> = new Set([
+  'Dropout',
+  'Gather',
+  'GatherElements',
+  'GatherND',
+  'GridSample',
+  'MaxUnpool',
+  'Pad',
+  'Resize',
+  'Slice',
+  'Tile',
+  'TopK',
+  'Upsample',
+]);
+
+/** Inputs whose elements a movement op hands on. */
 function movedInputs(node: Node): Value[] {
-  const inputs =
-    node.op === 'Gather' || node.op === 'Slice' || node.op === 'Pad' ? node.inputs.slice(0, 1) : node.inputs;
+  const inputs = ONE_DATA_INPUT.has(node.op) ? node.inputs.slice(0, 1) : node.inputs;
   return inputs.filter(isReal);
+}
+
+/** Whether a computing node reads an input as data; the bounds of a Clip are parameters and stay floats. */
+export function readsAsData({ node, index }: Use): boolean {
+  return node.op !== 'Clip' || index === 0;
+}
+
+/**
+ * Values that a Relu or a Clip of constant bounds clamps, and nothing else reads: they take the range that is left, and
+ * saturation does the clamping exactly. A range of their own would spend integers on what is thrown away.
+ */
+export function clampedValues(graph: Graph, opset: number): Set<Value> {
+  const captured = capturedOutputs(graph);
+  const clamped = new Set<Value>();
+  for (const node of graph.nodes) {
+    if (node.op !== 'Relu' && (node.op !== 'Clip' || node.inputs.slice(1).some((bound) => bound && !bound.data)))
+      continue;
+    const value = node.input(0);
+    if (!isReal(value) || !value.producer || !computes(value.producer, opset)) continue;
+    if (value.uses.size === 1 && !graph.isOutput(value) && !captured.has(value)) clamped.add(value);
+  }
+  return clamped;
 }
 
 /**
@@ -96,14 +135,21 @@ export function planPrecision(
       group.why = why;
     }
   }
+  // What is clamped and what is left of it are one value: its two nodes work at one width.
+  for (const value of clampedValues(graph, opset)) {
+    const [maker, clamp] = [value.producer!, value.consumers[0]!];
+    const bits = Math.max(nodes.get(maker)!, nodes.get(clamp)!) as Bits;
+    nodes.set(maker, bits).set(clamp, bits);
+  }
   for (const group of new Set(groups.values())) {
     if (group.cache) {
       group.bits = cacheBits(recipe, format);
       group.why = `key/value cache, ${format.cache[group.bits]}`;
     } else if (group.why === '') {
-      const readers = group.values.flatMap((value) => [...value.uses].map((use) => nodes.get(use.node)));
+      const uses = group.values.flatMap((value) => [...value.uses].filter(readsAsData));
+      const readers = uses.map((use) => nodes.get(use.node));
       group.bits = readers.includes(16) ? 16 : readers.includes(8) ? 8 : recipe.activation;
-      group.why = 'graph input';
+      group.why = readers.some((bits) => bits !== undefined) ? 'graph input' : '';
     }
   }
   return { groups, nodes, remarks };
@@ -137,7 +183,7 @@ function isMask(value: Value, statistics: Statistics): boolean {
   );
 }
 
-/** Union of values over movement ops. */
+/** Union of values over movement ops, and of clamped values with what is left of them. */
 function groupValues(graph: Graph, opset: number): Map<Value, ValueGroup> {
   const groups = new Map<Value, ValueGroup>();
   for (const value of graph.values)
@@ -157,5 +203,6 @@ function groupValues(graph: Graph, opset: number): Map<Value, ValueGroup> {
     const members = [...movedInputs(node), ...node.outputs.filter(isReal)].filter((value) => groups.has(value));
     for (const member of members.slice(1)) join(members[0]!, member);
   }
+  for (const value of clampedValues(graph, opset)) join(value, value.consumers[0]!.output());
   return groups;
 }

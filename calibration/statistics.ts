@@ -60,6 +60,11 @@ const suffix = {
   channelSquares: '#csq',
 };
 
+/** Whether a name is that of a reduction; a model may have names with # of its own. */
+function isTap(name: string): boolean {
+  return Object.values(suffix).some((end) => name.endsWith(end));
+}
+
 /**
  * A copy of the module whose graph also gives reductions of the observed values: fetching whole activations through a
  * runtime's binding costs more than running the model (facts performance 4), so the graph itself reduces them.
@@ -111,8 +116,8 @@ export class ObservingRunner implements Runner {
     this.#inner = inner;
     this.engine = inner.engine;
     this.inputs = inner.inputs;
-    this.outputs = inner.outputs.filter((output) => !output.name.includes('#'));
-    this.#taps = inner.outputs.filter((output) => output.name.includes('#')).map((output) => output.name);
+    this.outputs = inner.outputs.filter((output) => !isTap(output.name));
+    this.#taps = inner.outputs.filter((output) => isTap(output.name)).map((output) => output.name);
   }
 
   async run(feeds: Tensors, outputs?: readonly string[]): Promise<Record<string, TensorData>> {
@@ -144,11 +149,15 @@ export class ObservingRunner implements Runner {
   }
 }
 
+/** Rows of one value that are kept to find the typical one; of more, every second, every fourth and so on. */
+const MOST_ROWS = 1 << 17;
+
 class Accumulator {
   #min = Number.POSITIVE_INFINITY;
   #max = Number.NEGATIVE_INFINITY;
-  readonly #rowSquares: Float32Array[] = [];
+  #rowSquares: number[] = [];
   #rows = 0;
+  #stride = 1;
   #channelMin: Float32Array | undefined;
   #channelMax: Float32Array | undefined;
   #channelSquares: Float64Array | undefined;
@@ -162,8 +171,7 @@ class Accumulator {
         this.#max = Math.max(this.#max, data[0]!);
         break;
       case suffix.rows:
-        this.#rowSquares.push(data.slice());
-        this.#rows += data.length;
+        this.#addRows(data);
         break;
       case suffix.channelMin:
         this.#channelMin ??= new Float32Array(data.length).fill(Number.POSITIVE_INFINITY);
@@ -180,15 +188,16 @@ class Accumulator {
     }
   }
 
+  #addRows(squares: Float32Array): void {
+    for (const square of squares) if (this.#rows++ % this.#stride === 0) this.#rowSquares.push(square);
+    if (this.#rowSquares.length <= MOST_ROWS) return;
+    this.#rowSquares = this.#rowSquares.filter((_, index) => index % 2 === 0);
+    this.#stride *= 2;
+  }
+
   finish(width: number): ValueStatistics {
-    const squares = new Float32Array(this.#rows);
-    let at = 0;
-    for (const part of this.#rowSquares) {
-      squares.set(part, at);
-      at += part.length;
-    }
-    squares.sort();
-    const typical = this.#rows === 0 ? 0 : Math.sqrt(squares[this.#rows >> 1]! / width);
+    const squares = Float32Array.from(this.#rowSquares).sort();
+    const typical = squares.length === 0 ? 0 : Math.sqrt(squares[squares.length >> 1]! / width);
     const statistics: ValueStatistics = { min: this.#min, max: this.#max, typical };
     if (this.#channelMin && this.#channelMax && this.#channelSquares) {
       const rows = Math.max(1, this.#rows);

@@ -66,7 +66,8 @@ export function encodeWeights(
   const total = plan.weights.size + plan.tables.size;
   const report = (): void => onWeight?.(encodings.size, total);
   for (const weight of plan.weights.values()) {
-    encodings.set(weight.name, encodeWeight(graph.find(weight.name)!, weight, statistics, kernels));
+    const encoding = encodeWeight(graph.find(weight.name)!, weight, statistics, kernels);
+    encodings.set(weight.name, widenForBiases(graph, encoding, weight, plan));
     report();
   }
   for (const name of plan.tables) {
@@ -92,6 +93,30 @@ function encodeWeight(value: Value, weight: WeightPlan, statistics: Statistics, 
   const usable = importance?.length === inputs ? importance : undefined;
   const { encoding } = searchWeight(rows, outputs, inputs, weight.form, usable, kernels, weight.name);
   return stored ? { ...encoding, axis: 0 } : encoding;
+}
+
+/** Steps of an i32 that a bias may take, with room for rounding. */
+const BIAS_STEPS = 2 ** 31 - 2 ** 8;
+
+/**
+ * A bias is an i32 in steps of input scale times weight scale: a channel whose weights are next to nothing beside its bias
+ * needs larger steps, or the bias would be clipped.
+ */
+function widenForBiases(graph: Graph, encoding: Encoding, weight: WeightPlan, plan: Plan): Encoding {
+  if (encoding.block !== undefined || weight.biases.length === 0) return encoding;
+  const scale = encoding.scale.slice();
+  for (const { name, input } of weight.biases) {
+    const step = plan.activations.get(input)?.encoding.scale[0];
+    if (step === undefined) continue;
+    graph
+      .find(name)!
+      .data!.toFloats()
+      .forEach((bias, n) => {
+        const channel = scale.length === 1 ? 0 : n;
+        scale[channel] = Math.max(scale[channel]!, Math.abs(bias) / step / BIAS_STEPS);
+      });
+  }
+  return { ...encoding, scale };
 }
 
 /** One symmetric i8 scale per output channel over the whole range: a clipped convolution weight is never a safe default. */

@@ -8,7 +8,7 @@ import { DecoderSession } from '../compiler/runtime/decoder-session.ts';
 import { openModule } from '../compiler/runtime/engine.ts';
 import type { Runner } from '../compiler/runtime/runner.ts';
 import { makeProtocol } from '../passes/protocol.ts';
-import { addDrops, comparedInputs, compareValues, tapModule, type ValueComparison } from './compare-values.ts';
+import { attributeNoise, comparedInputs, compareValues, tapModule, type ValueComparison } from './compare-values.ts';
 
 /** Bytes of activations that are in memory at a time, per graph. */
 const GROUP_BYTES = 64 << 20;
@@ -42,7 +42,7 @@ export async function compareGraphValues(
       const got = await other.fetch(window, group);
       comparisons.push(...compareValues(group, expected, got, encodings, from, wasmKernels));
     }
-    return addDrops(comparisons, comparedInputs(quantized.graph(), new Set(common)));
+    return attributeNoise(comparisons, comparedInputs(quantized.graph(), new Set(common)));
   } finally {
     await reference.close();
     await other.close();

@@ -14,8 +14,11 @@ export interface ValueComparison {
   readonly maxError: number;
   /** maxError in steps of the value's encoding, where it has one. */
   readonly maxSteps: number | undefined;
-  /** dB lost here: the SQNR of its worst compared input less its own. Absent where no input was compared. */
-  readonly drop?: number;
+  /**
+   * Noise that came in here, as a share of the value's own power: its noise less that of its worst compared input. Absent
+   * where no input was compared; negative where noise averages out.
+   */
+  readonly noiseAdded?: number;
 }
 
 /** A copy of a module whose graph also gives the named values: a tap build. Taps can change what a runtime fuses. */
@@ -81,15 +84,24 @@ export function comparedInputs(graph: Graph, compared: ReadonlySet<string>): Map
   return inputs;
 }
 
-/** Adds to each value how many dB it lost against its worst input: where an error is made, not where it is passed on. */
-export function addDrops(
+/**
+ * Adds to each value the noise that it brings in itself: where an error is made, not where it is passed on. dB would not do:
+ * the first rounding of a clean value loses most of them and may not matter.
+ */
+export function attributeNoise(
   values: readonly ValueComparison[],
   inputs: ReadonlyMap<string, readonly string[]>,
 ): ValueComparison[] {
-  const sqnr = new Map(values.map((value) => [value.name, value.sqnr]));
+  const noise = new Map(values.map((value) => [value.name, noiseShare(value.sqnr)]));
   return values.map((value) => {
-    const before = (inputs.get(value.name) ?? []).map((name) => sqnr.get(name)!).filter((each) => each !== undefined);
-    const drop = Math.min(...before) - value.sqnr;
-    return Number.isFinite(drop) ? { ...value, drop } : value;
+    const before = (inputs.get(value.name) ?? []).map((name) => noise.get(name)).filter((each) => each !== undefined);
+    if (before.length === 0) return value;
+    const noiseAdded = noise.get(value.name)! - Math.max(...before);
+    return Number.isNaN(noiseAdded) ? value : { ...value, noiseAdded };
   });
+}
+
+/** Power of the noise over that of the signal. Values that are no numbers are all noise. */
+function noiseShare(sqnr: number): number {
+  return Number.isNaN(sqnr) ? Number.POSITIVE_INFINITY : 10 ** (-sqnr / 10);
 }

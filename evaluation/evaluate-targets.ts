@@ -151,11 +151,7 @@ async function evaluateTarget(
       values,
       ...firstDivergence(values),
       seconds: (performance.now() - started) / 1000,
-      notes: slow
-        ? [
-            `simulated on one chunk of ${chunk} tokens with a cache of ${cache}: a whole text would take hours at this size`,
-          ]
-        : [],
+      notes: describeLimits(name, decoder, slow, chunk, cache),
     };
     return sample === undefined ? { report } : { report, sample };
   } finally {
@@ -189,4 +185,32 @@ async function evaluateText(
 function firstDivergence(values: readonly ValueComparison[]): { firstDivergence?: string } {
   const first = values.find((value) => !(value.sqnr >= DIVERGENCE_DB));
   return first ? { firstDivergence: `${first.name} (${first.sqnr.toFixed(1)} dB)` } : {};
+}
+
+/** What a reader must know to judge a target's figures. */
+function describeLimits(
+  name: TargetName,
+  decoder: QuantizedDecoder,
+  slow: boolean,
+  chunk: number,
+  cache: number,
+): string[] {
+  const notes: string[] = [];
+  if (slow) {
+    notes.push(
+      `simulated on one chunk of ${chunk} tokens with a cache of ${cache}: a whole text would take hours at this size`,
+    );
+  }
+  if (
+    name === 'qnn' &&
+    decoder.recipe.scheme !== 'fp16' &&
+    decoder.recipe.activation === 16 &&
+    decoder.recipe.cache === 8
+  ) {
+    notes.push(
+      'the 8-bit cache bounds the agreement with the QDQ twin: the simulator rounds 16-bit keys and values to 8 bits in ' +
+        'another way than ONNX Runtime (by truncation for single rows); --kv 16 has no such step',
+    );
+  }
+  return notes;
 }

@@ -56,6 +56,14 @@ export function formatShare(share: number): string {
   return Number.isFinite(share) ? `${(100 * share).toFixed(1)} %` : String(share);
 }
 
+/** Noise over signal, in percent of power: `1.2 %`, `0.003 %`, `340 %`. */
+export function formatNoise(share: number): string {
+  if (!Number.isFinite(share)) return String(share);
+  const value = 100 * share;
+  if (Math.abs(value) < 0.001) return '0 %';
+  return `${value < 0 ? '-' : ''}${toDigits(Math.abs(value), Math.abs(value) < 0.1 ? 4 : 2)} %`;
+}
+
 /** `4 s`, `0.35 s`, `3 min 20 s`. */
 export function formatSeconds(seconds: number): string {
   if (seconds < 10) return `${toDigits(seconds, 2)} s`;

@@ -15,7 +15,7 @@ export const GRADE_BOUNDS = [
 ] as const;
 
 export const GRADES: Readonly<Record<Grade, { readonly word: string; readonly sentence: string }>> = {
-  close: { word: 'Good', sentence: 'as good as the float model' },
+  close: { word: 'Good', sentence: 'close to the float model' },
   loss: { word: 'Some loss', sentence: 'usable, with a loss that shows' },
   degraded: { word: 'Degraded', sentence: 'clearly worse than the float model' },
   broken: { word: 'Broken', sentence: 'no longer the same model' },

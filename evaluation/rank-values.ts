@@ -15,11 +15,11 @@ export function worstValues(values: readonly ValueComparison[], limit: number): 
     .slice(0, limit);
 }
 
-/** The values that lost most against their own inputs, largest loss first: where errors are made. */
-export function largestDrops(values: readonly ValueComparison[], limit: number): ValueComparison[] {
+/** The values that bring in most noise of their own, the noisiest first: where errors are made. */
+export function noisiestValues(values: readonly ValueComparison[], limit: number): ValueComparison[] {
   return values
-    .filter((value) => value.drop !== undefined && value.drop > 0)
-    .sort((a, b) => b.drop! - a.drop!)
+    .filter((value) => value.noiseAdded !== undefined && value.noiseAdded > 0)
+    .sort((a, b) => b.noiseAdded! - a.noiseAdded!)
     .slice(0, limit);
 }
 

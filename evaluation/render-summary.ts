@@ -6,6 +6,7 @@ import {
   formatCount,
   formatDecibels,
   formatDivergence,
+  formatNoise,
   formatPerplexity,
   formatRatio,
   formatRatioError,
@@ -14,7 +15,7 @@ import {
 } from './format-figures.ts';
 import { GRADES, type Grade, gradeTarget, WORST_FIRST } from './grade-target.ts';
 import { html, type Markup } from './markup.ts';
-import { firstDiverging, largestDrops, worstValues } from './rank-values.ts';
+import { firstDiverging, noisiestValues, worstValues } from './rank-values.ts';
 import type { Report, TargetReport } from './report.ts';
 import { renderMarker } from './target-marker.ts';
 
@@ -31,9 +32,8 @@ const GLYPHS: Readonly<Record<Grade, string>> = {
 export function renderHeader(report: Report): Markup {
   const verdict = describeVerdict(report);
   const facts: readonly (readonly [string, string])[] = [
-    ['SoC', report.soc],
     ['scheme', report.scheme],
-    ['tokens', `${report.tokens.map(formatCount).join(', ')} and 1`],
+    ['tokens a run', `${report.tokens.map(formatCount).join(', ')} and 1`],
     ['cache', formatCount(report.cache)],
     ['weights', formatCount(report.parameters)],
     ['float perplexity', formatPerplexity(report.floatPerplexity)],
@@ -58,12 +58,13 @@ function renderLead(report: Report): Markup | undefined {
   )[0];
   if (!weakest) return undefined;
   const [name, target] = weakest;
-  const [drop] = largestDrops(target.values, 1);
+  const [source] = noisiestValues(target.values, 1);
   const [worst] = worstValues(target.values, 1);
   if (!worst) return undefined;
   return html`<p class="lead">Farthest from float: <b>${name}</b>${
-    drop && html`. It loses most at ${renderName(drop.name, drop.from)}, ${formatDecibels(drop.drop)} at one step`
-  }; its worst value is ${renderName(worst.value.name, worst.value.from)} with ${formatDecibels(worst.value.sqnr)}.</p>`;
+    source &&
+    html`. Most noise comes in at ${renderName(source.name, source.from)}: ${formatNoise(source.noiseAdded!)} of the value's power`
+  }; the worst value is ${renderName(worst.value.name, worst.value.from)} with ${formatDecibels(worst.value.sqnr)}.</p>`;
 }
 
 function distance(target: TargetReport): number {
@@ -90,7 +91,7 @@ function renderCard(name: TargetName, target: TargetReport, report: Report): Mar
 ${renderHeadline(target)}
 <dl class="figures">${renderFigures(target, report)}</dl>
 <dl class="where">${renderWhere(target, report.divergenceThreshold)}</dl>
-<p class="proof"><b>${EXECUTIONS[target.execution].short}</b> in ${target.engine}, ${formatSeconds(target.seconds)}. ${
+<p class="proof"><b>${EXECUTIONS[target.execution].short}</b> in ${target.engine}, <span class="nb">${formatSeconds(target.seconds)}</span>. ${
     EXECUTIONS[target.execution].long
   }</p>
 ${target.notes.map((note) => html`<p class="note">${note}</p>`)}
@@ -143,11 +144,16 @@ function renderWhere(target: TargetReport, threshold: number): Markup {
   const { values } = target;
   if (values.length === 0) return html`<div><dt>values</dt><dd>none were compared</dd></div>`;
   const first = firstDiverging(values, threshold);
-  const [drop] = largestDrops(values, 1);
+  const [source] = noisiestValues(values, 1);
   const [worst] = worstValues(values, 1);
-  return html`<div><dt>first under ${threshold} dB</dt><dd>${
-    first ? html`<code>${first.name}</code> <b>${formatDecibels(first.sqnr)}</b>` : 'none'
-  }</dd></div>
-${drop && html`<div><dt>loses most at</dt><dd><code>${drop.name}</code> <b>${formatDecibels(-drop.drop!)}</b></dd></div>`}
-<div><dt>worst value</dt><dd><code>${worst!.value.name}</code> <b>${formatDecibels(worst!.value.sqnr)}</b></dd></div>`;
+  return html`<div><dt>under ${threshold} dB</dt>${
+    first
+      ? html`<dd><code>${first.name}</code></dd><dd>${formatDecibels(first.sqnr)}</dd>`
+      : html`<dd>none</dd><dd></dd>`
+  }</div>
+${
+  source &&
+  html`<div><dt>noise from</dt><dd><code>${source.name}</code></dd><dd>+${formatNoise(source.noiseAdded!)}</dd></div>`
+}
+<div><dt>worst</dt><dd><code>${worst!.value.name}</code></dd><dd>${formatDecibels(worst!.value.sqnr)}</dd></div>`;
 }

@@ -14,7 +14,7 @@ import {
   formatShare,
 } from './format-figures.ts';
 import { GRADES, type Grade, gradeTarget } from './grade-target.ts';
-import { firstDiverging, largestDrops, worstOverall } from './rank-values.ts';
+import { firstDiverging, noisiestValues, worstOverall } from './rank-values.ts';
 import type { Report, TargetReport } from './report.ts';
 
 export interface TerminalOptions {
@@ -135,8 +135,10 @@ function renderValues(report: Report, targets: readonly [TargetName, TargetRepor
     const value = firstDiverging(values, threshold);
     return value ? value.name : 'none';
   });
-  const drop = groupTargets(compared, ({ values }) => largestDrops(values, 1)[0]?.name ?? 'none');
-  return [...layTable([head, ...rows]), ...wrap(`first under ${threshold} dB: ${first}; most is lost at ${drop}`)];
+  const noisy = compared.filter(([, { values }]) => noisiestValues(values, 1).length > 0);
+  const source = groupTargets(noisy, ({ values }) => noisiestValues(values, 1)[0]!.name);
+  const lines = [`first under ${threshold} dB: ${first}`, ...(noisy.length > 0 ? [`most noise comes in at ${source}`] : [])];
+  return [...layTable([head, ...rows]), ...wrap(lines.join('; '))];
 }
 
 /** `a (onnx, qnn), b (tflite)`; no names where all targets say the same. */

@@ -1,6 +1,6 @@
 import type { TargetName } from '../targets/target.ts';
 import { listTargets } from './describe-report.ts';
-import { formatCount, formatDecibels, formatReal, formatSteps } from './format-figures.ts';
+import { formatCount, formatDecibels, formatNoise, formatReal, formatSteps } from './format-figures.ts';
 import { html, type Markup } from './markup.ts';
 import { type RankedValue, worstValues } from './rank-values.ts';
 import type { PlanLine, Report, TargetReport } from './report.ts';
@@ -13,26 +13,26 @@ export function renderWorstValues(report: Report): Markup {
   const targets = listTargets(report).filter(([, { values }]) => values.length > 0);
   if (targets.length === 0) return html``;
   return html`<section><h2>Worst values</h2>
-<p class="about">The lowest SQNR of each target; values that only move another one are counted with it. <b>lost</b> is what a value lost against its worst input: there an error is made, elsewhere it is passed on. <b>steps</b> is the largest error in steps of the value's own encoding. The second line is the node in your checkpoint.</p>
+<p class="about">The lowest SQNR of each target; values that only move another one are counted with it. <b>added</b> is the noise that a value brings in itself, beyond its worst input's, in percent of its power: there an error is made, elsewhere it is passed on. <b>steps</b> is the largest error in steps of the value's own encoding. The second line is the node in your checkpoint.</p>
 <div class="worsts">${targets.map(([name, target]) => renderWorstTable(name, target, report.divergenceThreshold))}</div></section>`;
 }
 
 function renderWorstTable(name: TargetName, target: TargetReport, threshold: number): Markup {
   return html`<div class="scroll"><table class="worst sortable t-${name}" id="worst-${name}"><caption>${renderMarker(name)}${name}</caption>
-<thead><tr><th scope="col">value</th><th scope="col" class="n">dB</th><th scope="col" class="n">lost</th><th scope="col" class="n">steps</th></tr></thead>
+<thead><tr><th scope="col">value</th><th scope="col" class="n">dB</th><th scope="col" class="n">added</th><th scope="col" class="n">steps</th></tr></thead>
 <tbody>${worstValues(target.values, WORST).map((ranked) => renderWorstRow(ranked, threshold))}</tbody></table></div>`;
 }
 
 function renderWorstRow({ value, copies }: RankedValue, threshold: number): Markup {
-  const { name, from, sqnr, drop, maxError, maxSteps, cosine } = value;
+  const { name, from, sqnr, noiseAdded, maxError, maxSteps, cosine } = value;
   const about = `cosine ${formatReal(cosine)}, largest error ${formatReal(maxError)}`;
   return html`<tr title="${about}"><td><code>${name}</code>${
     copies.length > 0 &&
     html` <small title="${copies.map((copy) => copy.name).join(', ')}">and ${String(copies.length)} moved</small>`
   }<br><code class="from">${from.length > 0 ? from.join(', ') : 'made by npuc'}</code></td><td class="n ${
     sqnr >= threshold ? '' : 'low'
-  }" data-v="${sortKey(sqnr)}">${formatDecibels(sqnr).replace(' dB', '')}</td><td class="n" data-v="${sortKey(drop)}">${
-    drop === undefined ? '-' : drop >= 0.05 ? drop.toFixed(1) : '0'
+  }" data-v="${sortKey(sqnr)}">${formatDecibels(sqnr).replace(' dB', '')}</td><td class="n" data-v="${sortKey(noiseAdded)}">${
+    noiseAdded === undefined ? '-' : formatNoise(Math.max(0, noiseAdded))
   }</td><td class="n" data-v="${sortKey(maxSteps)}">${formatSteps(maxSteps)}</td></tr>`;
 }
 

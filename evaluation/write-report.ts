@@ -8,10 +8,10 @@ import type { Report } from './report.ts';
 const FIGURES: ReadonlySet<string> = new Set([
   'cosine',
   'divergence',
-  'drop',
   'floatPerplexity',
   'maxError',
   'maxSteps',
+  'noiseAdded',
   'perplexity',
   'ratio',
   'ratioError',

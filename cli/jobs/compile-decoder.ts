@@ -18,7 +18,7 @@ import { writeReport } from '../../evaluation/write-report.ts';
 import { decoderTargets, formatOf } from '../../targets/index.ts';
 import { describeFile, type Manifest, type ManifestFile, writeManifest } from '../../targets/manifest.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
-import type { Soc } from '../../targets/socs.ts';
+import { type Soc, socSupports } from '../../targets/socs.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
@@ -234,16 +234,30 @@ async function quantize(
   name: TargetName,
 ): Promise<QuantizedDecoder> {
   const { progress } = options;
-  return await quantizeDecoder({
+  const { recipe, remarks } = adaptRecipe(options.recipe, options.soc, name);
+  const decoder = await quantizeDecoder({
     config: model.config,
     weights: model.weights,
     statistics,
     windows,
-    recipe: options.recipe,
+    recipe,
     ...formatOf(name),
     kernels: wasmKernels,
     onWeight: (done, total) => progress.update(done, total),
   });
+  return { ...decoder, plan: { ...decoder.plan, remarks: [...remarks, ...decoder.plan.remarks] } };
+}
+
+/** What a SoC cannot do is changed where that costs only accuracy, and said. */
+function adaptRecipe(recipe: Recipe, soc: Soc, name: TargetName): { recipe: Recipe; remarks: string[] } {
+  if (name !== 'qnn' || recipe.scheme === 'fp16' || recipe.cache === 8) return { recipe, remarks: [] };
+  if (socSupports(soc, 'kv-s16')) return { recipe, remarks: [] };
+  return {
+    recipe: { ...recipe, cache: 8 },
+    remarks: [
+      `key/value cache: 8 bits, ${soc.name} (v${soc.arch}) cannot multiply 16-bit activations with a 16-bit cache`,
+    ],
+  };
 }
 
 /** Tokenizer files beside the artifact, so that it runs without the checkpoint. */

@@ -48,7 +48,7 @@ export const qnnTarget: DecoderTarget = {
     const toolchain = context.toolchain ?? requireToolchain('qnn');
     const { soc } = context;
     if (decoder.recipe.weight.block > 0) requireFeature(soc, 'lpbq', 'use --block 0, or --scheme w8a16');
-    if (decoder.recipe.cache === 16) requireFeature(soc, 'kv-s16', 'use --kv 8');
+    if (decoder.recipe.scheme !== 'fp16' && decoder.recipe.cache === 16) requireFeature(soc, 'kv-s16', 'use --kv 8');
     const folder = join(context.out, 'qnn');
     const sources = join(folder, 'qdq');
     mkdirSync(sources, { recursive: true });
@@ -140,7 +140,7 @@ interface ReadBackTensor {
 }
 
 /** The binary's ports must carry the scales that were asked for. @throws QN013 */
-function checkReadBack(
+export function checkReadBack(
   contexts: Iterable<{
     readonly graphs: readonly {
       readonly name: string;

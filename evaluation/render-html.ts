@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { describeVerdict, listTargets } from './describe-report.ts';
 import { GRADE_BOUNDS, GRADES } from './grade-target.ts';
+import { describeRemark, groupRemarks } from './group-remarks.ts';
 import { html, type Markup, raw } from './markup.ts';
 import { renderDistances, renderSizes } from './render-charts.ts';
 import { renderNetworkChart } from './render-network-chart.ts';
@@ -55,7 +56,7 @@ ${renderLegend(report)}
 
 function renderRemarks({ remarks }: Report): Markup {
   if (remarks.length === 0) return html``;
-  return html`<section><h2>Remarks</h2><ul class="remarks">${remarks.map((remark) => html`<li>${remark}</li>`)}</ul></section>`;
+  return html`<section><h2>Remarks</h2><ul class="remarks">${groupRemarks(remarks).map((remark) => html`<li>${describeRemark(remark)}</li>`)}</ul></section>`;
 }
 
 function renderReproduction({ command, versions }: Report): Markup {

@@ -32,7 +32,7 @@ export function renderNetworkChart(report: Report): Markup {
   if (targets.length === 0) {
     return html`<section><h2>Error along the network</h2><p class="about">No quantized values were compared.</p></section>`;
   }
-  const labels = sectionLabels(targets.map(([, { values }]) => values));
+  const stretches = layStretches(targets.map(([, { values }]) => values));
   const range = decibelRange(targets.flatMap(([, { values }]) => values));
   const toY = (sqnr: number): number => {
     const clamped = Number.isNaN(sqnr) ? range.low : Math.min(range.high, Math.max(range.low, sqnr));
@@ -42,11 +42,10 @@ export function renderNetworkChart(report: Report): Markup {
     ([target, { values }]): Series => ({
       target,
       points: splitSections(values).flatMap(({ label, values: members }) =>
-        members.map((value, i) => ({
-          value,
-          x: (labels.indexOf(label) + (i + 0.5) / members.length) / labels.length,
-          y: toY(value.sqnr),
-        })),
+        members.map((value, i) => {
+          const { start, width } = stretches.get(label)!;
+          return { value, x: start + ((i + 0.5) / members.length) * width, y: toY(value.sqnr) };
+        }),
       ),
     }),
   );
@@ -63,7 +62,7 @@ export function renderNetworkChart(report: Report): Markup {
 <div class="plot"><svg id="network" width="100%" height="340" role="img" aria-label="SQNR along the network, ${String(
     series.reduce((sum, { points }) => sum + points.length, 0),
   )} values">
-${labels.map((label, i) => renderSection(label, i, labels.length))}
+${[...stretches].map(([label, stretch], i) => renderStretch(label, stretch, i, stretches.size))}
 ${decibelTicks(range).map(
   (tick) =>
     html`<line class="grid" x1="0" x2="100%" y1="${percent(toY(tick))}" y2="${percent(toY(tick))}"/><text class="tick" x="-8" y="${percent(
@@ -78,16 +77,16 @@ ${renderWorst(series)}
 <use class="pointer" href="#ring"/>
 </svg></div>
 <output class="readout js-only">Point at a value for its name.</output>
-<figcaption>${labels.length > 1 && 'Each stretch is a layer; numbers are layer numbers. '}Multiplication by an exact constant, masks and copies keep what their input has; the lines only lead the eye.</figcaption>
+<figcaption>${stretches.size > 1 && 'Each stretch is a layer of the network, numbered below. '}High spikes are values in which an exact constant is most of the signal, such as masked scores. Lines only lead the eye.</figcaption>
 </figure></section>`;
 }
 
-function renderSection(label: string, index: number, count: number): Markup {
+function renderStretch(label: string, { start, width }: Stretch, index: number, count: number): Markup {
   const every = Math.ceil(count / LABELS);
   const named = index === 0 || index === count - 1 || (index - 1) % every === 0;
-  return html`<rect class="section ${index % 2 === 0 ? 'even' : 'odd'}" x="${percent(index / count)}" y="0" width="${percent(1 / count)}" height="100%"/>${
+  return html`<rect class="stretch ${index % 2 === 0 ? 'even' : 'odd'}" x="${percent(start)}" y="0" width="${percent(width)}" height="100%"/>${
     named &&
-    html`<text class="layer" x="${percent((index + 0.5) / count)}" y="100%" dy="18" text-anchor="middle">${label}</text>`
+    html`<text class="layer" x="${percent(start + width / 2)}" y="100%" dy="18" text-anchor="middle">${label}</text>`
   }`;
 }
 
@@ -110,19 +109,42 @@ function renderWorst(series: readonly Series[]): Markup | undefined {
     .sort((a, b) => (Number.isNaN(a.value.sqnr) ? -1 : Number.isNaN(b.value.sqnr) ? 1 : a.value.sqnr - b.value.sqnr));
   if (!worst) return undefined;
   const end = worst.x > 0.6;
-  return html`<g class="worst"><use href="#ring" x="${percent(worst.x)}" y="${percent(worst.y)}"/><text x="${percent(worst.x)}" y="${percent(
+  return html`<g class="lowest"><use href="#ring" x="${percent(worst.x)}" y="${percent(worst.y)}"/><text x="${percent(worst.x)}" y="${percent(
     worst.y,
   )}" dx="${end ? '-9' : '9'}" dy="${worst.y > 0.94 ? '-8' : '16'}" text-anchor="${end ? 'end' : 'start'}">${worst.value.name} ${formatDecibels(
     worst.value.sqnr,
   )}</text></g>`;
 }
 
-/** All stretches that any target has, what comes before the layers first, what comes after last. */
-function sectionLabels(valueLists: readonly (readonly ValueComparison[])[]): string[] {
-  const labels = new Set(valueLists.flatMap((values) => splitSections(values).map(({ label }) => label)));
+/** Where a layer lies in the plot, in shares of its width. */
+interface Stretch {
+  readonly start: number;
+  readonly width: number;
+}
+
+/**
+ * All stretches that any target has, in order: what comes before the layers first, what comes after last. Each is as wide as
+ * its values are many, but not so narrow that its label has no room.
+ */
+function layStretches(valueLists: readonly (readonly ValueComparison[])[]): Map<string, Stretch> {
+  const counts = new Map<string, number>();
+  for (const values of valueLists) {
+    for (const { label, values: members } of splitSections(values))
+      counts.set(label, Math.max(members.length, counts.get(label) ?? 0));
+  }
   const order = (label: string): number =>
     label === 'in' ? -1 : label === 'out' ? Number.POSITIVE_INFINITY : Number(label);
-  return [...labels].sort((a, b) => order(a) - order(b));
+  const labels = [...counts.keys()].sort((a, b) => order(a) - order(b));
+  const least = Math.max(...counts.values()) * 0.15;
+  const weights = labels.map((label) => Math.max(least, counts.get(label)!));
+  const sum = weights.reduce((a, b) => a + b, 0);
+  let start = 0;
+  const stretches = new Map<string, Stretch>();
+  labels.forEach((label, i) => {
+    stretches.set(label, { start, width: weights[i]! / sum });
+    start += weights[i]! / sum;
+  });
+  return stretches;
 }
 
 interface DecibelRange {

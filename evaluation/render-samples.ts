@@ -15,7 +15,7 @@ export function renderSamples(report: Report): Markup {
       text === undefined
         ? html`<p class="absent">Not generated: the engine is too slow for text at this size.</p>`
         : html`<p class="text" dir="auto">${prompt}${markDifferences(text, float).map((span) =>
-            span.same ? span.text : html`<mark>${span.text}</mark>`,
+            span.same ? span.text : renderDifference(span.text),
           )}</p>`;
     const note = text === undefined ? '' : text === float ? 'the same text' : describeShared(sharedWords(text, float));
     return html`<div class="sample t-${name}"><h3>${renderMarker(name)}${name}<small>${note}</small></h3>${body}</div>`;
@@ -28,4 +28,12 @@ export function renderSamples(report: Report): Markup {
 function describeShared(words: number): string {
   if (words === 0) return 'differs from the first word';
   return words === 1 ? 'the first word is the same' : `the first ${words} words are the same`;
+}
+
+/** White space between words stays unmarked at the ends. */
+function renderDifference(text: string): Markup {
+  const [, before, words, after] = /^(\s*)(.*?)(\s*)$/s.exec(text)!;
+  return words === ''
+    ? html`<mark>${text.replaceAll('\n', '\u21b5\n')}</mark>`
+    : html`${before}<mark>${words}</mark>${after}`;
 }

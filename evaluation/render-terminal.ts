@@ -14,6 +14,7 @@ import {
   formatShare,
 } from './format-figures.ts';
 import { GRADES, type Grade, gradeTarget } from './grade-target.ts';
+import { describeRemark, groupRemarks } from './group-remarks.ts';
 import { firstDiverging, noisiestValues, worstOverall } from './rank-values.ts';
 import type { Report, TargetReport } from './report.ts';
 
@@ -55,8 +56,9 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
     ...(target.twinSqnr === undefined ? [] : [`${name}: ${describeTwin(target.twinSqnr)}`]),
     ...target.notes.map((note) => `${name}: ${note}`),
   ]);
-  const remarks = report.remarks.slice(0, REMARKS);
-  const more = report.remarks.length - remarks.length;
+  const grouped = groupRemarks(report.remarks);
+  const remarks = grouped.slice(0, REMARKS).map(describeRemark);
+  const more = grouped.length - remarks.length;
   if (more > 0) remarks.push(`${formatCount(more)} more remarks in report.html`);
   if (notes.length + remarks.length > 0) lines.push('', ...[...notes, ...remarks].flatMap((text) => wrap(text, '- ')));
   return lines.map((line) => line.trimEnd()).join('\n');
@@ -137,7 +139,10 @@ function renderValues(report: Report, targets: readonly [TargetName, TargetRepor
   });
   const noisy = compared.filter(([, { values }]) => noisiestValues(values, 1).length > 0);
   const source = groupTargets(noisy, ({ values }) => noisiestValues(values, 1)[0]!.name);
-  const lines = [`first under ${threshold} dB: ${first}`, ...(noisy.length > 0 ? [`most noise comes in at ${source}`] : [])];
+  const lines = [
+    `first under ${threshold} dB: ${first}`,
+    ...(noisy.length > 0 ? [`most noise comes in at ${source}`] : []),
+  ];
   return [...layTable([head, ...rows]), ...wrap(lines.join('; '))];
 }
 

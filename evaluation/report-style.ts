@@ -22,7 +22,7 @@ export const REPORT_STYLE = `
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 var(--sans); font-variant-numeric: tabular-nums; font-feature-settings: "cv11", "ss03"; }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 var(--sans); font-variant-numeric: tabular-nums; }
 main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 72px; }
 h1, h2, h3, p, dl, dd, figure { margin: 0; }
 h1 { font-size: 2rem; line-height: 1.15; font-weight: 650; letter-spacing: -.02em; overflow-wrap: anywhere; }
@@ -65,10 +65,10 @@ html:not(.js) .js-only { display: none; }
 .figures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 10px 12px; padding: 12px 0; border-top: 1px solid var(--line); }
 .figures dd { font-weight: 560; white-space: nowrap; }
 .where { padding: 12px 0; border-top: 1px solid var(--line); display: grid; gap: 4px; font-size: .88rem; }
-.where > div { display: flex; justify-content: space-between; gap: 12px; align-items: baseline; }
-.where dt { font-size: inherit; flex: none; } .where dd { text-align: right; } .where b { white-space: nowrap; margin-left: 4px; }
+.where > div { display: grid; grid-template-columns: max-content minmax(0, 1fr) max-content; gap: 10px; align-items: baseline; }
+.where dt { font-size: inherit; } .where dd { text-align: right; } .where dd:last-child { font-weight: 600; white-space: nowrap; }
 .proof, .note { color: var(--muted); font-size: .82rem; padding-top: 12px; border-top: 1px solid var(--line); }
-.proof { margin-top: auto; } .proof b { color: var(--ink); } .note { margin-top: 12px; }
+.nb { white-space: nowrap; } .proof b { color: var(--ink); } .note { margin-top: 12px; }
 
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 20px 40px; margin-top: 14px; }
 .bars .row { display: grid; grid-template-columns: 70px minmax(0, 1fr) max-content; align-items: center; gap: 12px; margin-top: 4px; }
@@ -90,15 +90,15 @@ html:not(.js) .js-only { display: none; }
 .legend label { cursor: pointer; display: inline-flex; align-items: center; } .legend input { accent-color: var(--c); margin: 0 7px 0 0; }
 .plot { padding: 8px 4px 26px 40px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 #network { display: block; overflow: visible; }
-.section.even { fill: none; } .section.odd { fill: var(--stripe); }
+.stretch.even { fill: none; } .stretch.odd { fill: var(--stripe); }
 .grid { stroke: var(--line); stroke-width: 1; }
 .under { fill: var(--bad); fill-opacity: .055; }
 .threshold { stroke: var(--bad); stroke-width: 1.2; stroke-dasharray: 5 4; }
 .threshold-label { fill: var(--bad); font: 600 11.5px var(--sans); }
 .series .line { fill: none; stroke: var(--c); stroke-width: 1; stroke-opacity: .28; }
-.point { fill: var(--c); fill-opacity: .85; }
-#ring circle, .worst use, .pointer { fill: none; stroke: var(--ink); stroke-width: 1.4; }
-.worst text { fill: var(--ink); font: 600 12px var(--mono); paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
+.point { fill: var(--c); fill-opacity: .7; }
+#ring circle, .lowest use, .pointer { fill: none; stroke: var(--ink); stroke-width: 1.4; }
+.lowest text { fill: var(--ink); font: 600 12px var(--mono); paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 .pointer { visibility: hidden; } .pointer.on { visibility: visible; }
 .js .point { pointer-events: none; }
 .network:has(#show-onnx:not(:checked)) .series.t-onnx, .network:has(#show-qnn:not(:checked)) .series.t-qnn, .network:has(#show-tflite:not(:checked)) .series.t-tflite { display: none; }

@@ -6,6 +6,8 @@ export interface Progress {
   stage(name: string): void;
   /** How far the stage is, in any unit. */
   update(done: number, total: number, note?: string): void;
+  /** Peak memory of a child process that the stage ran, bytes. */
+  notePeak(bytes: number): void;
   /** A line of talk. */
   note(text: string): void;
   /** Ends the last stage. */
@@ -19,6 +21,8 @@ export interface StageTiming {
   seconds: number;
   /** Peak resident set of this process by the end of the stage, bytes. */
   peakRssBytes: number;
+  /** Peak resident set of the largest child process of the stage, where it ran one. */
+  childPeakRssBytes?: number;
 }
 
 export type ProgressMode = 'terminal' | 'lines' | 'quiet';
@@ -74,6 +78,10 @@ export function createProgress(mode: ProgressMode): Progress {
       write(
         `\r\x1b[K  ${stages.at(-1)!.name} [${'='.repeat(filled)}${' '.repeat(BAR - filled)}] ${done}/${total}${left}${note ? ` ${note}` : ''}`,
       );
+    },
+    notePeak(bytes) {
+      const stage = stages.at(-1);
+      if (stage && open) stage.childPeakRssBytes = Math.max(stage.childPeakRssBytes ?? 0, bytes);
     },
     note(text) {
       if (mode === 'quiet') return;

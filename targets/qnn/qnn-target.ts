@@ -71,6 +71,7 @@ export const qnnTarget: DecoderTarget = {
         ...(context.signal ? { signal: context.signal } : {}),
       },
     );
+    context.progress.notePeak(compiled.peakRssBytes);
     checkReadBack(compiled.contexts.values(), ports);
     const files = compiled.files;
     return {

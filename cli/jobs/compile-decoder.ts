@@ -56,9 +56,11 @@ export interface DryRun {
 
 /** Checks everything that can be checked before work starts. @throws IM and CL errors */
 export async function openDecoder(
-  options: Pick<CompileOptions, 'source' | 'tokens' | 'cache' | 'allowExtrapolation'>,
+  options: Pick<CompileOptions, 'source' | 'tokens' | 'cache' | 'allowExtrapolation' | 'progress'>,
 ): Promise<DecoderModel> {
-  const checkpoint = await openCheckpoint(options.source);
+  const checkpoint = await openCheckpoint(options.source, {
+    progress: (done, total, file) => options.progress.update(done, total, file),
+  });
   const model = readDecoderModel(checkpoint);
   for (const tokens of options.tokens) {
     if (tokens >= options.cache) {

@@ -3,11 +3,19 @@ import type { ValueComparison } from './compare-values.ts';
 import { formatDecibels } from './format-figures.ts';
 import { GRADES, type Grade, gradeTarget, WORST_FIRST } from './grade-target.ts';
 import { firstDiverging } from './rank-values.ts';
-import type { Report, TargetReport } from './report.ts';
+import type { Report } from './report.ts';
+
+/** What the charts and tables of values need of a report, whatever kind of model it is on. */
+export interface ComparedTargets {
+  readonly targets: Readonly<Partial<Record<TargetName, { readonly values: readonly ValueComparison[] }>>>;
+  readonly divergenceThreshold: number;
+}
 
 /** Targets of a report, in the order they were compiled. */
-export function listTargets(report: Report): [TargetName, TargetReport][] {
-  return Object.entries(report.targets) as [TargetName, TargetReport][];
+export function listTargets<T>(report: {
+  readonly targets: Readonly<Partial<Record<TargetName, T>>>;
+}): [TargetName, T][] {
+  return Object.entries(report.targets) as [TargetName, T][];
 }
 
 export interface Verdict {

@@ -53,3 +53,9 @@ export function html(strings: TemplateStringsArray, ...values: readonly Content[
 export function raw(text: string): Markup {
   return new Markup(text);
 }
+
+/** A name as code that may break after its dots, slashes and underscores. */
+export function renderPath(name: string): Markup {
+  const parts = name.split(/(?<=[./_])(?=[^./_])/);
+  return html`<code>${parts.map((part, i) => (i > 0 ? html`<wbr>${part}` : part))}</code>`;
+}

@@ -1,11 +1,10 @@
 import type { TargetName } from '../targets/target.ts';
 import type { ValueComparison } from './compare-values.ts';
-import { describeSource, listTargets } from './describe-report.ts';
+import { type ComparedTargets, describeSource, listTargets } from './describe-report.ts';
 import { formatDecibels } from './format-figures.ts';
 import { html, type Markup } from './markup.ts';
 import { splitSections } from './rank-values.ts';
 import { percent } from './render-charts.ts';
-import type { Report } from './report.ts';
 import { renderMarker } from './target-marker.ts';
 
 interface Point {
@@ -27,7 +26,7 @@ const LABELS = 12;
  * SQNR of every value of one prefill chunk along the network. Targets compute with different values, so a layer is what they
  * share: each has the same width in all of them, and its values are spread over it in their order of computation.
  */
-export function renderNetworkChart(report: Report): Markup {
+export function renderNetworkChart(report: ComparedTargets): Markup {
   const targets = listTargets(report).filter(([, { values }]) => values.length > 0);
   if (targets.length === 0) {
     return html`<section><h2>Error along the network</h2><p class="about">No quantized values were compared.</p></section>`;
@@ -51,7 +50,7 @@ export function renderNetworkChart(report: Report): Markup {
   );
   const threshold = toY(report.divergenceThreshold);
   return html`<section><h2>Error along the network</h2>
-<p class="about">Signal to quantization noise of every value of one prefill chunk, in order of computation: the target's quantized graph against the float graph, both in ONNX Runtime. Higher is better; under ${String(
+<p class="about">Signal to quantization noise of every value of one run, in order of computation: the target's quantized graph against the float graph, both in ONNX Runtime. Higher is better; under ${String(
     report.divergenceThreshold,
   )} dB a tenth of the value's size is noise.</p>
 <figure class="network">
@@ -71,13 +70,13 @@ ${decibelTicks(range).map(
 )}
 <rect class="under" x="0" y="${percent(threshold)}" width="100%" height="${percent(1 - threshold)}"/>
 <line class="threshold" x1="0" x2="100%" y1="${percent(threshold)}" y2="${percent(threshold)}"/>
-<text class="threshold-label" x="100%" y="${percent(threshold)}" dx="-4" dy="-5" text-anchor="end">${String(report.divergenceThreshold)} dB</text>
+<text class="threshold-label" x="100%" y="${percent(threshold)}" dx="6" dy="4">${String(report.divergenceThreshold)} dB</text>
 ${series.map(renderSeries)}
 ${renderWorst(series)}
 <use class="pointer" href="#ring"/>
 </svg></div>
 <output class="readout js-only">Point at a value for its name.</output>
-<figcaption>${stretches.size > 1 && 'Each stretch is a layer of the network, numbered below. '}High spikes are values in which an exact constant is most of the signal, such as masked scores. Lines only lead the eye.</figcaption>
+<figcaption>${stretches.size > 1 && 'Each stretch is a layer of the network, numbered below. '}Spikes are values in which an exact constant is most of the signal, such as masked scores; the highest are drawn at the upper edge. Lines only lead the eye.</figcaption>
 </figure></section>`;
 }
 
@@ -152,15 +151,20 @@ interface DecibelRange {
   readonly high: number;
 }
 
-/** Whole tens around the values; what lies beyond -20 and 100 dB is drawn at the edge. */
+/**
+ * Whole tens around the values that matter: the few highest, masks and constants, are drawn at the upper edge, as is what
+ * is beyond 100 dB; what is under -20 dB at the lower one.
+ */
 function decibelRange(values: readonly ValueComparison[]): DecibelRange {
   const finite = values.map(({ sqnr }) => sqnr).filter(Number.isFinite);
   const low = Math.max(-20, Math.min(0, Math.floor(Math.min(...finite, 0) / 10) * 10));
-  return { low, high: Math.min(100, Math.max(40, Math.ceil(Math.max(...finite, 0) / 10) * 10)) };
+  const usual = finite.sort((a, b) => a - b)[Math.floor(finite.length * 0.93)] ?? 0;
+  return { low, high: Math.min(100, Math.max(40, Math.ceil(usual / 10) * 10)) };
 }
 
 function decibelTicks({ low, high }: DecibelRange): number[] {
   const ticks: number[] = [];
-  for (let tick = Math.ceil(low / 20) * 20; tick <= high; tick += 20) ticks.push(tick);
+  const step = high - low > 60 ? 20 : 10;
+  for (let tick = low; tick <= high; tick += step) ticks.push(tick);
   return ticks;
 }

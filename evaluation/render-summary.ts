@@ -14,7 +14,7 @@ import {
   formatShare,
 } from './format-figures.ts';
 import { GRADES, type Grade, gradeTarget, WORST_FIRST } from './grade-target.ts';
-import { html, type Markup } from './markup.ts';
+import { html, type Markup, renderPath } from './markup.ts';
 import { firstDiverging, noisiestValues, worstValues } from './rank-values.ts';
 import type { Report, TargetReport } from './report.ts';
 import { renderMarker } from './target-marker.ts';
@@ -74,7 +74,7 @@ function distance(target: TargetReport): number {
 
 /** A value's name with the user's own node behind it. */
 export function renderName(name: string, from: readonly string[]): Markup {
-  return html`<code>${name}</code>${from.length > 0 && html` <span class="from">(<code>${describeSource(from)}</code>)</span>`}`;
+  return html`${renderPath(name)}${from.length > 0 && html` <span class="from">(${renderPath(describeSource(from))})</span>`}`;
 }
 
 /** A card for every target: how good, how far from float, how large, and how it is known. */
@@ -146,14 +146,14 @@ function renderWhere(target: TargetReport, threshold: number): Markup {
   const first = firstDiverging(values, threshold);
   const [source] = noisiestValues(values, 1);
   const [worst] = worstValues(values, 1);
-  return html`<div><dt>under ${threshold} dB</dt>${
+  return html`<div><dt>first under ${threshold} dB</dt>${
     first
-      ? html`<dd><code>${first.name}</code></dd><dd>${formatDecibels(first.sqnr)}</dd>`
+      ? html`<dd>${renderPath(first.name)}</dd><dd>${formatDecibels(first.sqnr)}</dd>`
       : html`<dd>none</dd><dd></dd>`
   }</div>
 ${
   source &&
-  html`<div><dt>noise from</dt><dd><code>${source.name}</code></dd><dd>+${formatNoise(source.noiseAdded!)}</dd></div>`
+  html`<div><dt>most noise from</dt><dd>${renderPath(source.name)}</dd><dd>+${formatNoise(source.noiseAdded!)}</dd></div>`
 }
-<div><dt>worst</dt><dd><code>${worst!.value.name}</code></dd><dd>${formatDecibels(worst!.value.sqnr)}</dd></div>`;
+<div><dt>worst value</dt><dd>${renderPath(worst!.value.name)}</dd><dd>${formatDecibels(worst!.value.sqnr)}</dd></div>`;
 }

@@ -1,35 +1,36 @@
 import type { TargetName } from '../targets/target.ts';
-import { listTargets } from './describe-report.ts';
+import type { ValueComparison } from './compare-values.ts';
+import { type ComparedTargets, describeSource, listTargets } from './describe-report.ts';
 import { formatCount, formatDecibels, formatNoise, formatReal, formatSteps } from './format-figures.ts';
-import { html, type Markup } from './markup.ts';
+import { html, type Markup, renderPath } from './markup.ts';
 import { type RankedValue, worstValues } from './rank-values.ts';
-import type { PlanLine, Report, TargetReport } from './report.ts';
+import type { PlanLine, Report } from './report.ts';
 import { renderMarker } from './target-marker.ts';
 
 const WORST = 10;
 
 /** The ten worst values of every target, with the user's own nodes. */
-export function renderWorstValues(report: Report): Markup {
+export function renderWorstValues(report: ComparedTargets): Markup {
   const targets = listTargets(report).filter(([, { values }]) => values.length > 0);
   if (targets.length === 0) return html``;
   return html`<section><h2>Worst values</h2>
-<p class="about">The lowest SQNR of each target; values that only move another one are counted with it. <b>added</b> is the noise that a value brings in itself, beyond its worst input's, in percent of its power: there an error is made, elsewhere it is passed on. <b>steps</b> is the largest error in steps of the value's own encoding. The second line is the node in your checkpoint.</p>
-<div class="worsts">${targets.map(([name, target]) => renderWorstTable(name, target, report.divergenceThreshold))}</div></section>`;
+<p class="about">The lowest SQNR of each target; values that only move another one are counted with it. <b>added</b> is the noise that a value brings in itself, beyond its worst input's, in percent of its power: there an error is made, elsewhere it is passed on. <b>steps</b> is the largest error in steps of the value's own encoding. The second line is the node in your own model.</p>
+<div class="worsts">${targets.map(([name, { values }]) => renderWorstTable(name, values, report.divergenceThreshold))}</div></section>`;
 }
 
-function renderWorstTable(name: TargetName, target: TargetReport, threshold: number): Markup {
+function renderWorstTable(name: TargetName, values: readonly ValueComparison[], threshold: number): Markup {
   return html`<div class="scroll"><table class="worst sortable t-${name}" id="worst-${name}"><caption>${renderMarker(name)}${name}</caption>
 <thead><tr><th scope="col">value</th><th scope="col" class="n">dB</th><th scope="col" class="n">added</th><th scope="col" class="n">steps</th></tr></thead>
-<tbody>${worstValues(target.values, WORST).map((ranked) => renderWorstRow(ranked, threshold))}</tbody></table></div>`;
+<tbody>${worstValues(values, WORST).map((ranked) => renderWorstRow(ranked, threshold))}</tbody></table></div>`;
 }
 
 function renderWorstRow({ value, copies }: RankedValue, threshold: number): Markup {
   const { name, from, sqnr, noiseAdded, maxError, maxSteps, cosine } = value;
   const about = `cosine ${formatReal(cosine)}, largest error ${formatReal(maxError)}`;
-  return html`<tr title="${about}"><td><code>${name}</code>${
+  return html`<tr title="${about}"><td>${renderPath(name)}${
     copies.length > 0 &&
     html` <small title="${copies.map((copy) => copy.name).join(', ')}">and ${String(copies.length)} moved</small>`
-  }<br><code class="from">${from.length > 0 ? from.join(', ') : 'made by npuc'}</code></td><td class="n ${
+  }<br><span class="from">${renderPath(describeSource(from))}</span></td><td class="n ${
     sqnr >= threshold ? '' : 'low'
   }" data-v="${sortKey(sqnr)}">${formatDecibels(sqnr).replace(' dB', '')}</td><td class="n" data-v="${sortKey(noiseAdded)}">${
     noiseAdded === undefined ? '-' : formatNoise(Math.max(0, noiseAdded))
@@ -37,7 +38,7 @@ function renderWorstRow({ value, copies }: RankedValue, threshold: number): Mark
 }
 
 /** Every decision of the quantization, searchable and sortable, with the SQNR that came of it. */
-export function renderPlan(report: Report): Markup {
+export function renderPlan(report: ComparedTargets & Pick<Report, 'plan' | 'scheme'>): Markup {
   const counts = new Map<string, number>();
   for (const { dtype } of report.plan) counts.set(dtype, (counts.get(dtype) ?? 0) + 1);
   const summary = [...counts].sort(([, a], [, b]) => b - a).map(([dtype, count]) => `${formatCount(count)} ${dtype}`);
@@ -57,7 +58,7 @@ export function renderPlan(report: Report): Markup {
 function renderPlanRow(line: PlanLine, sqnr: ReadonlyMap<TargetName, ReadonlyMap<string, number>>): Markup {
   const found = line.targets.map((target) => sqnr.get(target)?.get(line.value)).filter((value) => value !== undefined);
   const worst = found.length > 0 ? Math.min(...found) : undefined;
-  return html`<tr><td><code>${line.value}</code></td><td class="form">${line.dtype}</td><td>${line.targets.join(', ')}</td><td>${
+  return html`<tr><td>${renderPath(line.value)}</td><td class="form">${line.dtype}</td><td>${line.targets.join(', ')}</td><td>${
     line.why
   }</td><td class="n" data-v="${sortKey(worst)}">${worst === undefined ? '' : formatDecibels(worst).replace(' dB', '')}</td></tr>`;
 }

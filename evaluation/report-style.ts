@@ -88,7 +88,7 @@ html:not(.js) .js-only { display: none; }
 
 .network .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 12px 0 8px; font-size: .9rem; font-weight: 560; }
 .legend label { cursor: pointer; display: inline-flex; align-items: center; } .legend input { accent-color: var(--c); margin: 0 7px 0 0; }
-.plot { padding: 8px 4px 26px 40px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.plot { padding: 8px 48px 26px 40px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 #network { display: block; overflow: visible; }
 .stretch.even { fill: none; } .stretch.odd { fill: var(--stripe); }
 .grid { stroke: var(--line); stroke-width: 1; }
@@ -129,7 +129,7 @@ details .scroll { margin-top: 10px; }
 mark { background: var(--mark); color: inherit; box-shadow: inset 0 -2px var(--mark-line); padding: 1px 0; }
 .remarks { margin: 8px 0 0; padding-left: 1.2em; font-size: .9rem; overflow-wrap: anywhere; } .remarks li { margin-top: 3px; }
 .command { position: relative; margin: 10px 0; }
-pre { margin: 0; padding: 14px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; white-space: pre-wrap; }
+pre span { display: inline-block; } pre { margin: 0; padding: 14px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; white-space: pre-wrap; }
 .command button { position: absolute; top: 8px; right: 8px; font: 500 .8rem var(--sans); color: var(--muted); background: var(--soft); border: 1px solid var(--line); border-radius: 6px; padding: 3px 10px; cursor: pointer; }
 .js .command pre { padding-right: 84px; }
 .legend-list { display: grid; grid-template-columns: max-content minmax(0, 76ch); gap: 6px 20px; margin-top: 10px; font-size: .88rem; color: var(--muted); }
@@ -139,8 +139,9 @@ pre { margin: 0; padding: 14px 16px; background: var(--card); border: 1px solid 
   main { padding: 24px 16px 48px; } h1 { font-size: 1.6rem; } section { margin-top: 36px; }
   .verdict { padding: 14px; gap: 10px; } .sentence { font-size: 1.05rem; } .facts { gap: 6px 22px; }
   .bars .row, .pair .bars .row { grid-template-columns: 62px minmax(0, 1fr) max-content; gap: 8px; } .value, .label { font-size: .82rem; }
+  .pair .bars .row { grid-template-columns: 62px minmax(0, 1fr) 116px; }
   #sizes .parts { margin-left: 70px; }
-  .plot { padding-left: 32px; } .legend-list { grid-template-columns: 1fr; gap: 2px; } .legend-list dt { margin-top: 8px; }
+  .plot { padding-left: 32px; padding-right: 40px; } .legend-list { grid-template-columns: 1fr; gap: 2px; } .legend-list dt { margin-top: 8px; }
 }
 @media print {
   :root { color-scheme: light; --ground: #fff; }

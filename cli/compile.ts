@@ -114,6 +114,7 @@ export function compileOptions(
     out: config.out,
     soc,
     targets,
+    targetsAsked: config.target !== undefined,
     recipe: makeRecipe(config.scheme, {
       cache: config.kv,
       overrides: config.overrides,

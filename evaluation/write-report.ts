@@ -1,6 +1,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { NpucError } from '../compiler/errors.ts';
+import type { ModelReport } from './model-report.ts';
 import { renderHtml } from './render-html.ts';
 import type { Report } from './report.ts';
 
@@ -28,7 +29,7 @@ export function writeReport(folder: string, report: Report): void {
 }
 
 /** The text of `report.json`: figures that are not finite are the strings `Infinity`, `-Infinity` and `NaN`. */
-export function serializeReport(report: Report): string {
+export function serializeReport(report: Report | ModelReport): string {
   const write = (_key: string, value: unknown): unknown =>
     typeof value === 'number' && !Number.isFinite(value) ? String(value) : value;
   return `${JSON.stringify(report, write, 1)}\n`;

@@ -1,6 +1,9 @@
 import { htpFormat, litertFormat, type NumberFormat, onnxFormat } from '../calibration/recipe.ts';
 import { genieContract, type IoContract, litertNpuContract, plainContract } from '../passes/io-contract.ts';
+import type { ModelTarget } from './model-target.ts';
+import { onnxModelTarget } from './onnx/onnx-model.ts';
 import { onnxTarget } from './onnx/onnx-target.ts';
+import { qnnModelTarget } from './qnn/qnn-model.ts';
 import { qnnTarget } from './qnn/qnn-target.ts';
 import type { DecoderTarget, TargetName } from './target.ts';
 import { tfliteTarget } from './tflite/tflite-target.ts';
@@ -10,6 +13,12 @@ export const decoderTargets: Readonly<Record<TargetName, DecoderTarget>> = {
   onnx: onnxTarget,
   qnn: qnnTarget,
   tflite: tfliteTarget,
+};
+
+/** Every target that compiles ONNX models. */
+export const modelTargets: Readonly<Partial<Record<TargetName, ModelTarget>>> = {
+  onnx: onnxModelTarget,
+  qnn: qnnModelTarget,
 };
 
 export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite'];

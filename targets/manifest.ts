@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import type { Recipe } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { FileSource } from '../compiler/ir/tensor.ts';
+import type { ModelTargetManifest } from './model-target.ts';
 import type { ManifestTarget, TargetName } from './target.ts';
 
 /** `manifest.json` of an output folder: the same bytes for the same input, recipe and version; no clock, no path. */
@@ -49,7 +50,7 @@ export function describeFile(folder: string, path: string): ManifestFile {
   }
 }
 
-export function writeManifest(folder: string, manifest: Manifest): void {
+export function writeManifest(folder: string, manifest: Manifest | ModelManifest): void {
   writeFileSync(join(folder, NAME), `${JSON.stringify(manifest, undefined, 1)}\n`);
 }
 
@@ -88,4 +89,20 @@ export function checkFiles(folder: string, manifest: Manifest): void {
       });
     }
   }
+}
+
+/** `manifest.json` of a compiled ONNX model, under the same rules: the same bytes for the same input, no clock, no path. */
+export interface ModelManifest {
+  readonly format: 1;
+  readonly kind: 'model';
+  readonly npuc: string;
+  readonly source: { readonly name: string; readonly digest: string };
+  readonly soc: { readonly name: string; readonly arch: string };
+  readonly recipe: Recipe;
+  /** Lengths given to symbolic dimensions and shapes given to inputs. */
+  readonly bindings: Readonly<Record<string, number | readonly number[]>>;
+  readonly calibration: { readonly digest: string; readonly samples: number; readonly random: boolean };
+  readonly toolchain: Readonly<Record<string, string>>;
+  readonly targets: Readonly<Partial<Record<TargetName, ModelTargetManifest>>>;
+  readonly files: readonly ManifestFile[];
 }

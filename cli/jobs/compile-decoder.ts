@@ -30,6 +30,8 @@ export interface CompileOptions {
   readonly out: string;
   readonly soc: Soc;
   readonly targets: readonly TargetName[];
+  /** The targets were asked for by name, not taken because this machine can make them: one that fails is an error. */
+  readonly targetsAsked: boolean;
   readonly recipe: Recipe;
   readonly tokens: readonly number[];
   readonly cache: number;

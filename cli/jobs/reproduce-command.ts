@@ -26,6 +26,6 @@ export function reproduceCommand(options: CompileOptions): string {
 }
 
 /** Quotes an argument for a POSIX shell where it needs it. */
-function quote(argument: string): string {
+export function quote(argument: string): string {
   return /^[\w@%+=:,./-]+$/.test(argument) ? argument : `'${argument.replaceAll("'", `'\\''`)}'`;
 }

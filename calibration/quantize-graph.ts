@@ -1,0 +1,123 @@
+import { NpucError } from '../compiler/errors.ts';
+import { cloneModule } from '../compiler/ir/clone.ts';
+import type { Graph, Module, Node } from '../compiler/ir/graph.ts';
+import { Tensor } from '../compiler/ir/tensor.ts';
+import type { Kernels } from '../compiler/kernels/kernels.ts';
+import { findOp } from '../compiler/ops/index.ts';
+import type { OpenEngine } from '../compiler/runtime/engine.ts';
+import type { Tensors } from '../compiler/runtime/runner.ts';
+import { collectGraphStatistics } from './graph-statistics.ts';
+import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
+import { isReal } from './precision.ts';
+import type { NumberFormat, Recipe } from './recipe.ts';
+import { encodeWeights } from './weights.ts';
+
+/** A graph quantized for one target. */
+export interface QuantizedGraph {
+  /** The graph with its encodings; writing it makes QDQ of them. */
+  readonly module: Module;
+  /** The same graph in float, value for value: the reference of every comparison. */
+  readonly float: Module;
+  readonly recipe: Recipe;
+  readonly format: NumberFormat;
+  readonly plan: Plan;
+}
+
+export interface QuantizeGraphInputs {
+  /** Frozen, simplified and lowered for the target; it stays as it is. */
+  readonly module: Module;
+  /** Calibration samples by input name. */
+  readonly feeds: readonly Tensors[];
+  readonly recipe: Recipe;
+  readonly format: NumberFormat;
+  readonly kernels: Kernels;
+  readonly open?: OpenEngine;
+  readonly onProgress?: (done: number, total: number) => void;
+}
+
+/**
+ * Quantizes any graph for one target: runs it in float on the samples, decides every encoding, and writes them into a copy.
+ * Subgraphs of If, Loop and Scan, and operators that no rule is known for, stay float; a remark names them.
+ * @throws QT010 when a value is not finite in calibration, QT121 when the graph computes in half floats
+ */
+export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<QuantizedGraph> {
+  const { recipe, format, kernels } = inputs;
+  const float = cloneModule(inputs.module);
+  if (recipe.scheme === 'fp16') {
+    const plan = { activations: new Map(), weights: new Map(), tables: new Set<string>(), remarks: [] };
+    return { module: cloneModule(float), float, recipe, format, plan };
+  }
+  requireSingle(float.graph());
+  separateBiases(float.graph());
+  const opset = float.opsets.get('') ?? 0;
+  const statistics = await collectGraphStatistics(float, inputs.feeds, {
+    histograms: recipe.range !== 'min-max' && recipe.activation === 8,
+    kernels,
+    ...(inputs.open ? { open: inputs.open } : {}),
+    ...(inputs.onProgress ? { onProgress: inputs.onProgress } : {}),
+  });
+  const module = cloneModule(float);
+  const graph = module.graph();
+  prepareGraph(graph, opset, recipe, format, statistics);
+  const decided = planQuantization(graph, opset, recipe, format, statistics);
+  const plan = { ...decided, remarks: [...decided.remarks, ...describeFloatNodes(graph, opset)] };
+  applyPlan(graph, opset, plan, encodeWeights(graph, plan, statistics, kernels));
+  return { module, float, recipe, format, plan };
+}
+
+/** @throws QT121: integers are chosen for 32-bit floats only, as QuantizeLinear of most runtimes takes nothing else */
+function requireSingle(graph: Graph): void {
+  const half = [...graph.values].find(({ type }) => type?.kind === 'tensor' && type.dtype === 'f16');
+  if (!half) return;
+  throw new NpucError('QT121', {
+    message: `${half.name} is in half floats`,
+    where: half.producer?.from[0] ?? half.name,
+    hint: 'export the model in 32-bit floats, or use --scheme fp16',
+  });
+}
+
+const WITH_BIAS: ReadonlySet<string> = new Set(['Conv', 'ConvTranspose', 'Gemm']);
+
+/**
+ *     Conv(x, w, b)   Conv(y, v, b)        ->   Conv(x, w, b)   Conv(y, v, b_0)
+ *     Gemm(x, w, b : [1, n])               ->   Gemm(x, w, b_0 : [n])
+ *
+ * An integer bias has the steps of its op's input and weight: ops that share one, be it only the same zeros, cannot.
+ */
+function separateBiases(graph: Graph): void {
+  for (const node of graph.nodes) {
+    const bias = node.inputs[2];
+    if (!WITH_BIAS.has(node.op) || bias?.data?.dtype !== 'f32') continue;
+    const flat = node.op === 'Gemm' ? flattenBias(node, bias.data) : undefined;
+    if (flat) node.setInput(2, graph.addConstant(bias.name, flat));
+    else if (bias.uses.size > 1) node.setInput(2, graph.addConstant(bias.name, bias.data));
+    if (!graph.isUsed(bias)) graph.removeValue(bias);
+  }
+}
+
+/** A Gemm's addend as one number per output channel, where it is one but is not written so. */
+function flattenBias(node: Node, bias: Tensor): Tensor | undefined {
+  const channels = node.output().dims[1]!;
+  if (bias.shape.length === 1 && bias.shape[0] === channels) return undefined;
+  if (bias.size === channels && bias.shape.at(-1) === channels) return Tensor.of('f32', [channels], bias.toFloats());
+  if (bias.size !== 1) return undefined;
+  return Tensor.of('f32', [channels], new Float32Array(channels).fill(bias.toFloats()[0]!));
+}
+
+/** One remark for every kind of node that computes on real numbers and stays float. */
+function describeFloatNodes(graph: Graph, opset: number): string[] {
+  const kinds = new Map<string, string[]>();
+  for (const node of graph.nodes) {
+    const op = findOp(node.domain, node.op, opset);
+    if (op && op.quantization !== 'never' && node.subgraphs.length === 0) continue;
+    if (!node.inputs.some(isReal) && !node.outputs.some(isReal) && node.subgraphs.length === 0) continue;
+    const reason =
+      node.subgraphs.length > 0 ? 'what its branches compute is not quantized' : op ? 'never quantized' : 'not known';
+    const kind = `${node.domain ? `${node.domain}::` : ''}${node.op} stays float (${reason})`;
+    kinds.set(kind, [...(kinds.get(kind) ?? []), node.from[0] ?? (node.name || node.output().name)]);
+  }
+  return [...kinds].map(
+    ([kind, nodes]) =>
+      `${kind}: ${nodes.slice(0, 3).join(', ')}${nodes.length > 3 ? ` and ${nodes.length - 3} more` : ''}`,
+  );
+}

@@ -41,7 +41,7 @@ export const demoCommand: Command = {
         kv: 16,
         out: args.out,
         calibrationWindows: 16,
-        evalTokens: 2048,
+        evalTokens: 1024,
         prompt: 'It was',
       },
     );

@@ -4,8 +4,10 @@ import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Module } from '../compiler/ir/graph.ts';
 import type { Kernels } from '../compiler/kernels/kernels.ts';
+import { runPasses } from '../compiler/pass.ts';
 import { applyIoContract } from '../passes/apply-io-contract.ts';
 import type { IoContract } from '../passes/io-contract.ts';
+import { storeWeightsF16 } from '../passes/store-weights-f16.ts';
 import { addHistograms, type CollectOptions, translateStatistics } from './decoder-statistics.ts';
 import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
@@ -95,7 +97,8 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     lowerFloat: (request) => lowerFloat(request, migration.weights),
     stamp: (request) => {
       const module = lower(request);
-      if (recipe.scheme !== 'fp16') applyPlan(module.graph(), OPSET, plan, weightEncodings);
+      if (recipe.scheme === 'fp16') runPasses(module, [storeWeightsF16(EMBEDDINGS)], { inferShapes: false });
+      else applyPlan(module.graph(), OPSET, plan, weightEncodings);
       return module;
     },
   };

@@ -146,7 +146,7 @@ export const litertFormat: NumberFormat = {
   },
   table: 'row',
   blocks: 'none',
-  floatConstants: new Set(['RMSNormalization', 'LayerNormalization']),
+  floatConstants: new Set(['LayerNormalization']),
 };
 
 /** ONNX Runtime's QDQ: HTP's activation formats, embedding tables by row. */

@@ -37,7 +37,7 @@ export interface ManifestTarget {
   /** Ports that are integers at the boundary; all others are float or token ids. */
   readonly ports: Readonly<Record<string, ManifestPort>>;
   readonly graphs: readonly ManifestGraph[];
-  readonly embedding?: { readonly file: string; readonly form: 'i8-per-row' };
+  readonly embedding?: { readonly file: string; readonly form: 'i8-per-row' | 'f16' };
   readonly execution: Execution;
   /** Facts of the target's own: SoC read back, bytes shared, graph names. */
   readonly facts: Readonly<Record<string, string | number | boolean>>;

@@ -4,11 +4,10 @@ import type { DType } from '../../compiler/ir/dtype.ts';
 import type { Encoding } from '../../compiler/ir/encoding.ts';
 import type { Value } from '../../compiler/ir/graph.ts';
 import { Tensor } from '../../compiler/ir/tensor.ts';
-import type { TfliteModel, TfliteOperator, TfliteQuantization, TfliteSubgraph } from './model.ts';
+import type { TfliteOperator, TfliteQuantization, TfliteSubgraph, TfliteTensor } from './model.ts';
 import type { BufferBytes, UnionValue } from './schema.ts';
 import { BuiltinOperator, TensorType, type TensorTypeCode } from './schema-enums.ts';
-
-type OperatorName = keyof typeof BuiltinOperator;
+import { type KernelName, kernelVersion } from './versions.ts';
 
 const TYPES: Readonly<Partial<Record<DType, TensorTypeCode>>> = {
   f32: TensorType.FLOAT32,
@@ -23,7 +22,8 @@ const TYPES: Readonly<Partial<Record<DType, TensorTypeCode>>> = {
 
 /** Constant data of a model, each tensor once however many subgraphs read it. */
 export class BufferPool {
-  readonly buffers: BufferBytes[] = [new Uint8Array(0)];
+  /** Buffer 0 is no data: computed tensors point at it. */
+  readonly buffers: (BufferBytes | undefined)[] = [undefined];
   readonly #known: Map<Tensor | string, number> = new Map();
 
   /** The index of a tensor's bytes. Tensors in memory are known by content, others by identity. */
@@ -43,12 +43,15 @@ export class BufferPool {
   }
 }
 
+/** What follows an operator's tensors; composites have the second form. */
+export interface OperatorOptions {
+  readonly options?: UnionValue<'BuiltinOptions'>;
+  readonly options2?: UnionValue<'BuiltinOptions2'>;
+}
+
 /** Builds one subgraph op by op. Tensor names carry the subgraph's name: they must be unique over the file. */
 export class SubgraphBuilder {
-  readonly graph: TfliteSubgraph & {
-    tensors: TfliteModel['subgraphs'][number]['tensors'];
-    operators: TfliteOperator[];
-  };
+  readonly graph: TfliteSubgraph & { readonly name: string };
   readonly #pool: BufferPool;
   readonly #names: Set<string> = new Set();
   /** Tensor indices of IR values. */
@@ -74,29 +77,57 @@ export class SubgraphBuilder {
     return this.graph.tensors.length - 1;
   }
 
+  /** A fresh tensor of 32-bit floats. */
+  addFloats(name: string, shape: readonly number[]): number {
+    return this.addTensor(name, TensorType.FLOAT32, shape);
+  }
+
+  tensor(index: number): TfliteTensor {
+    return this.graph.tensors[index]!;
+  }
+
+  /**
+   * Appends an operator; its kernel version follows from its tensors.
+   * @param inputs -1 for an optional input that is left out
+   */
   addOperator(
-    name: OperatorName,
-    version: number,
+    name: KernelName,
     inputs: readonly number[],
     outputs: readonly number[],
-    options?: UnionValue<'BuiltinOptions'>,
+    { options, options2 }: OperatorOptions = {},
   ): void {
-    this.graph.operators.push({
-      code: BuiltinOperator[name],
-      version,
-      inputs,
-      outputs,
-      ...(options ? { options } : {}),
-    });
+    const version = kernelVersion(
+      name,
+      inputs.map((index) => this.graph.tensors[index]),
+      outputs.map((index) => this.tensor(index)),
+    );
+    const operator: TfliteOperator = { code: BuiltinOperator[name], version, inputs, outputs };
+    if (options) operator.options = options;
+    if (options2) operator.options2 = options2;
+    this.graph.operators.push(operator);
+  }
+
+  /** QUANTIZE: floats to integers, or one integer format to another. */
+  addQuantize(from: number, to: number): void {
+    this.addOperator('QUANTIZE', [from], [to], { options: { kind: 'QuantizeOptions' } });
+  }
+
+  /** DEQUANTIZE: integers or half floats to a fresh tensor of 32-bit floats. */
+  addDequantize(from: number, name: string): number {
+    const floats = this.addFloats(name, this.tensor(from).shape);
+    this.addOperator('DEQUANTIZE', [from], [floats], { options: { kind: 'DequantizeOptions' } });
+    return floats;
   }
 
   /** The tensor of an IR value in its own encoding, made on first use; constants bring their data. */
   tensorOf(value: Value): number {
     let index = this.#tensors.get(value);
     if (index !== undefined) return index;
-    index = value.data
-      ? this.#addConstant(value)
-      : this.addTensor(value.name, typeOf(value), value.dims, quantizationOf(value.encoding));
+    const { encoding, data } = value;
+    const integers = data && encoding && (value.payload ?? quantizeLazily(data, encoding, value.name));
+    const constant = integers ?? data;
+    const buffer = constant ? this.#pool.add(constant) : 0;
+    index = this.addTensor(value.name, typeOf(value), value.dims, quantizationOf(encoding), buffer);
     this.#tensors.set(value, index);
     return index;
   }
@@ -106,12 +137,6 @@ export class SubgraphBuilder {
     this.#tensors.set(value, tensor);
   }
 
-  #addConstant(value: Value): number {
-    const { encoding } = value;
-    const data = value.payload ?? (encoding ? quantizeLazily(value.data!, encoding, value.name) : value.data!);
-    return this.addTensor(value.name, typeOf(value), value.dims, quantizationOf(encoding), this.#pool.add(data));
-  }
-
   /** A constant that is no IR value. */
   addConstant(name: string, tensor: Tensor, quantization?: TfliteQuantization): number {
     const type = TYPES[tensor.dtype];
@@ -119,6 +144,7 @@ export class SubgraphBuilder {
     return this.addTensor(name, type, tensor.shape, quantization, this.#pool.add(tensor));
   }
 
+  /** A constant vector of 32-bit integers: shapes, permutations, axes. */
   addInts(name: string, values: readonly number[]): number {
     return this.addConstant(name, Tensor.of('i32', [values.length], values));
   }
@@ -128,7 +154,10 @@ function unsupportedType(where: string, dtype: DType): NpucError {
   return new NpucError('TF202', { message: `TFLite has no tensor of type ${dtype}`, where });
 }
 
-/** The TFLite type of a value: its encoding's integers, or its own floats. */
+/**
+ * The TFLite type of a value: its encoding's integers, or its own type.
+ * @throws TF202
+ */
 export function typeOf(value: Value): TensorTypeCode {
   const dtype = value.encoding?.dtype ?? value.dtype;
   const type = TYPES[dtype];
@@ -136,9 +165,7 @@ export function typeOf(value: Value): TensorTypeCode {
   return type;
 }
 
-/**
- * @throws TF202 for block forms: no NPU plugin takes them (facts litert 0)
- */
+/** @throws TF202 for block forms: no NPU plugin takes them (facts litert 0) */
 export function quantizationOf(encoding: Encoding | undefined): TfliteQuantization | undefined {
   if (!encoding) return undefined;
   if (encoding.block !== undefined) {

@@ -1,0 +1,60 @@
+import type { Graph, Node, Value } from '../../compiler/ir/graph.ts';
+import type { TflitePort, TfliteSubgraph } from './model.ts';
+import { type BufferPool, type OperatorOptions, quantizationOf, SubgraphBuilder, typeOf } from './subgraph-builder.ts';
+import type { KernelName } from './versions.ts';
+
+/** Whether encoded inputs and outputs are floats, converted inside the graph, or the integers themselves. */
+export type PortForm = 'float' | 'quantized';
+
+/** What the subgraphs of one model share. */
+export interface ModelParts {
+  readonly pool: BufferPool;
+  /** Adds the body of a composite; returns its subgraph index. */
+  addBody(body: TfliteSubgraph): number;
+}
+
+/** The lowering of one graph: its builder, and what lowerings of several nodes have to agree on. */
+export class Lowering {
+  readonly builder: SubgraphBuilder;
+  readonly parts: ModelParts;
+  /** Nodes that became part of another one's operator. */
+  readonly absorbed: Set<Node> = new Set();
+
+  constructor(graph: Graph, parts: ModelParts) {
+    this.builder = new SubgraphBuilder(graph.name, parts.pool);
+    this.parts = parts;
+  }
+
+  addInput(value: Value, form: PortForm): TflitePort {
+    const { builder } = this;
+    if (!value.encoding || form === 'quantized') return { name: value.name, tensor: builder.tensorOf(value) };
+    const port = builder.addFloats(value.name, value.dims);
+    const integers = builder.addTensor(
+      `${value.name}.quantized`,
+      typeOf(value),
+      value.dims,
+      quantizationOf(value.encoding),
+    );
+    builder.addQuantize(port, integers);
+    builder.bind(value, integers);
+    return { name: value.name, tensor: port };
+  }
+
+  addOutput(value: Value, form: PortForm): TflitePort {
+    const tensor = this.builder.tensorOf(value);
+    if (!value.encoding || form === 'quantized') return { name: value.name, tensor };
+    return { name: value.name, tensor: this.builder.addDequantize(tensor, `${value.name}.float`) };
+  }
+
+  /** One operator for a node with one output. */
+  emit(name: KernelName, node: Node, inputs: readonly number[], options?: OperatorOptions): void {
+    this.builder.addOperator(name, inputs, [this.builder.tensorOf(node.output())], options);
+  }
+
+  /** TRANSPOSE of a value into a tensor made by hand or by `tensorOf`. */
+  addTranspose(from: Value, to: number, permutation: readonly number[]): void {
+    const { builder } = this;
+    const axes = builder.addInts(`perm.${permutation.join('')}`, permutation);
+    builder.addOperator('TRANSPOSE', [builder.tensorOf(from), axes], [to], { options: { kind: 'TransposeOptions' } });
+  }
+}

@@ -2,7 +2,7 @@ import type { TargetName } from '../targets/target.ts';
 import type { ValueComparison } from './compare-values.ts';
 import { type ComparedTargets, describeSource, listTargets } from './describe-report.ts';
 import { formatDecibels } from './format-figures.ts';
-import { html, type Markup } from './markup.ts';
+import { html, type Markup, raw } from './markup.ts';
 import { splitSections } from './rank-values.ts';
 import { percent } from './render-charts.ts';
 import { renderMarker } from './target-marker.ts';
@@ -21,6 +21,9 @@ interface Series {
 
 /** Labels of layers that fit under the chart on a phone. */
 const LABELS = 12;
+
+/** Values above which their marks are drawn smaller. */
+const DENSE = 1500;
 
 /**
  * SQNR of every value of one prefill chunk along the network. Targets compute with different values, so a layer is what they
@@ -48,6 +51,8 @@ export function renderNetworkChart(report: ComparedTargets): Markup {
       ),
     }),
   );
+  const count = series.reduce((sum, { points }) => sum + points.length, 0);
+  const clipped = targets.some(([, { values }]) => values.some(({ sqnr }) => sqnr > range.high));
   const threshold = toY(report.divergenceThreshold);
   return html`<section><h2>Error along the network</h2>
 <p class="about">Signal to quantization noise of every value of one run, in order of computation: the target's quantized graph against the float graph, both in ONNX Runtime. Higher is better; under ${String(
@@ -58,15 +63,13 @@ export function renderNetworkChart(report: ComparedTargets): Markup {
     ({ target }) =>
       html`<label class="t-${target}"><input type="checkbox" id="show-${target}" checked>${renderMarker(target)}${target}</label>`,
   )}</div>
-<div class="plot"><svg id="network" width="100%" height="340" role="img" aria-label="SQNR along the network, ${String(
-    series.reduce((sum, { points }) => sum + points.length, 0),
-  )} values">
+<div class="plot"><svg id="network"${count > DENSE && raw(' class="dense"')} width="100%" height="340" role="img" aria-label="SQNR along the network, ${String(count)} values">
 ${[...stretches].map(([label, stretch], i) => renderStretch(label, stretch, i, stretches.size))}
 ${decibelTicks(range).map(
   (tick) =>
     html`<line class="grid" x1="0" x2="100%" y1="${percent(toY(tick))}" y2="${percent(toY(tick))}"/><text class="tick" x="-8" y="${percent(
       toY(tick),
-    )}" dy="4" text-anchor="end">${String(tick)}</text>`,
+    )}" dy="4" text-anchor="end">${String(tick)}${tick === range.high && clipped && '+'}</text>`,
 )}
 <rect class="under" x="0" y="${percent(threshold)}" width="100%" height="${percent(1 - threshold)}"/>
 <line class="threshold" x1="0" x2="100%" y1="${percent(threshold)}" y2="${percent(threshold)}"/>
@@ -81,8 +84,7 @@ ${renderWorst(series)}
 }
 
 function renderStretch(label: string, { start, width }: Stretch, index: number, count: number): Markup {
-  const every = Math.ceil(count / LABELS);
-  const named = index === 0 || index === count - 1 || (index - 1) % every === 0;
+  const named = label === 'in' || label === 'out' || Number(label) % Math.ceil(count / LABELS) === 0;
   return html`<rect class="stretch ${index % 2 === 0 ? 'even' : 'odd'}" x="${percent(start)}" y="0" width="${percent(width)}" height="100%"/>${
     named &&
     html`<text class="layer" x="${percent(start + width / 2)}" y="100%" dy="18" text-anchor="middle">${label}</text>`

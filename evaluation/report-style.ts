@@ -100,6 +100,7 @@ html:not(.js) .js-only { display: none; }
 #ring circle, .lowest use, .pointer { fill: none; stroke: var(--ink); stroke-width: 1.4; }
 .lowest text { fill: var(--ink); font: 600 12px var(--mono); paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 .pointer { visibility: hidden; } .pointer.on { visibility: visible; }
+.shape { transform: scale(var(--size, 1)); } .dense { --size: .62; } .dense .line { stroke-opacity: .13; }
 .js .point { pointer-events: none; }
 .network:has(#show-onnx:not(:checked)) .series.t-onnx, .network:has(#show-qnn:not(:checked)) .series.t-qnn, .network:has(#show-tflite:not(:checked)) .series.t-tflite { display: none; }
 .readout { display: block; min-height: 1.6em; margin-top: 8px; font: .82rem var(--mono); overflow-wrap: anywhere; }

@@ -3,9 +3,9 @@ import { html, type Markup } from './markup.ts';
 
 /** Every target has a shape as well as a colour: charts stay readable in print and to colour-blind eyes. */
 const SHAPES: Readonly<Record<TargetName, Markup>> = {
-  onnx: html`<circle r="3.2"/>`,
-  qnn: html`<rect x="-2.9" y="-2.9" width="5.8" height="5.8"/>`,
-  tflite: html`<path d="M0-3.9 3.7 2.7-3.7 2.7Z"/>`,
+  onnx: html`<circle class="shape" r="3.2"/>`,
+  qnn: html`<rect class="shape" x="-2.9" y="-2.9" width="5.8" height="5.8"/>`,
+  tflite: html`<path class="shape" d="M0-3.9 3.7 2.7-3.7 2.7Z"/>`,
 };
 
 /** The shapes as definitions `#m-<target>`, and `#ring`; once in a page. */

@@ -60,14 +60,14 @@ const CANDIDATES = [0, 0.25, 0.5, 0.75] as const;
  * (SmoothQuant, 2211.10438 eq. 4). With `search`: s_k = rms(x_k)^a, the exponent that leaves the least activation-weighted
  * weight error at the planned width (AWQ, 2306.00978 eq. 4 and 5). The model's float function is unchanged.
  */
-export function migrateOutliers(
+export async function migrateOutliers(
   weights: ReadonlyMap<string, Tensor>,
   sites: readonly MigrationSite[],
   statistics: Statistics,
   recipe: Recipe,
   format: NumberFormat,
   kernels: Kernels,
-): Migration {
+): Promise<Migration> {
   const result = { weights: new Map(weights), statistics: new Map(statistics), exponents: new Map<string, number>() };
   if (recipe.migration === 0) return result;
   for (const site of sites) {
@@ -75,7 +75,7 @@ export function migrateOutliers(
     if (!channels) continue;
     const { scales, exponent } =
       recipe.migration === 'search'
-        ? searchExponent(result.weights, site, channels, formOf(recipe, format, channels.min.length), kernels)
+        ? await searchExponent(result.weights, site, channels, formOf(recipe, format, channels.min.length), kernels)
         : {
             scales: smoothScales(result.weights, site, channels, recipe.migration, kernels),
             exponent: recipe.migration,
@@ -121,13 +121,13 @@ function clampScale(scale: number): number {
   return Math.min(1e3, Math.max(1e-3, scale));
 }
 
-function searchExponent(
+async function searchExponent(
   weights: ReadonlyMap<string, Tensor>,
   site: MigrationSite,
   channels: ChannelStatistics,
   form: WeightForm,
   kernels: Kernels,
-): { scales: Float32Array; exponent: number } {
+): Promise<{ scales: Float32Array; exponent: number }> {
   const count = channels.min.length;
   const samples = site.readers.map((name) => sampleRows(weightRows(weights.get(name)!, kernels), count));
   const rms = channels.meanSquare.map((square) => Math.sqrt(square));
@@ -141,7 +141,7 @@ function searchExponent(
     let error = 0;
     for (const sample of samples) {
       const scaled = sample.map((weight, i) => weight * scales[i % count]!);
-      error += searchWeight(scaled, scaled.length / count, count, form, importance, kernels, site.value).error;
+      error += (await searchWeight(scaled, scaled.length / count, count, form, importance, kernels, site.value)).error;
     }
     if (error < best.error) best = { scales, exponent, error };
   }

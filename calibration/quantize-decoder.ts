@@ -3,6 +3,7 @@ import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Module } from '../compiler/ir/graph.ts';
+import { createKernelPool, type KernelPool } from '../compiler/kernels/index.ts';
 import type { Kernels } from '../compiler/kernels/kernels.ts';
 import { runPasses } from '../compiler/pass.ts';
 import { applyIoContract } from '../passes/apply-io-contract.ts';
@@ -48,9 +49,14 @@ export interface QuantizeInputs {
   readonly format: NumberFormat;
   readonly contract: IoContract;
   readonly kernels: Kernels;
+  /** Threads of the scale searches (1 by default); the result does not depend on them. */
+  readonly threads?: number;
   readonly onWeight?: (done: number, total: number) => void;
   readonly calibration?: CollectOptions;
 }
+
+/** Weights below which threads cost more to start than they save. */
+const POOLED_WEIGHTS = 8e6;
 
 const OPSET = 23;
 const EMBEDDINGS: ReadonlySet<string> = new Set(['model.embed_tokens.weight']);
@@ -58,7 +64,7 @@ const EMBEDDINGS: ReadonlySet<string> = new Set(['model.embed_tokens.weight']);
 /** Decides every encoding of a decoder for one target; nothing is written yet. */
 export async function quantizeDecoder(inputs: QuantizeInputs): Promise<QuantizedDecoder> {
   const { config, recipe, format, contract, kernels } = inputs;
-  const migration = migrateOutliers(
+  const migration = await migrateOutliers(
     inputs.weights,
     decoderSites(config.layers),
     inputs.statistics,
@@ -85,7 +91,10 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   // Encodings do not depend on shapes; the smallest decode graph holds every value there is.
   const model = lower({ name: 'plan', tokens: 1, cache: 2, logits: 'all' });
   const plan = planQuantization(model.graph(), OPSET, recipe, format, statistics, EMBEDDINGS);
-  const weightEncodings = encodeWeights(model.graph(), plan, statistics, kernels, inputs.onWeight);
+  const pool = openPool(inputs);
+  const weightEncodings = await encodeWeights(model.graph(), plan, statistics, kernels, inputs.onWeight, pool).finally(
+    () => pool?.close(),
+  );
   return {
     config,
     contract,
@@ -102,4 +111,9 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
       return module;
     },
   };
+}
+
+function openPool({ weights, threads = 1 }: QuantizeInputs): KernelPool | undefined {
+  const total = [...weights.values()].reduce((sum, tensor) => sum + tensor.size, 0);
+  return threads > 1 && total >= POOLED_WEIGHTS ? createKernelPool(threads) : undefined;
 }

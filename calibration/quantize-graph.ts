@@ -61,7 +61,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   prepareGraph(graph, opset, recipe, format, statistics);
   const decided = planQuantization(graph, opset, recipe, format, statistics);
   const plan = { ...decided, remarks: [...decided.remarks, ...describeFloatNodes(graph, opset)] };
-  applyPlan(graph, opset, plan, encodeWeights(graph, plan, statistics, kernels));
+  applyPlan(graph, opset, plan, await encodeWeights(graph, plan, statistics, kernels));
   return { module, float, recipe, format, plan };
 }
 

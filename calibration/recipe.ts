@@ -124,8 +124,8 @@ export const htpFormat: NumberFormat = {
   cache: { 8: 'u8', 16: 'i16' },
   mixedProducts: true,
   fixed: {
-    Softmax: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65535) },
-    Sigmoid: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65535) },
+    Softmax: { 8: unit('u8', 1 / 256), 16: unit('u16', 1 / 65536) },
+    Sigmoid: { 8: unit('u8', 1 / 256), 16: unit('u16', 1 / 65536) },
   },
   table: 'tensor',
   blocks: 'lpbq',

@@ -1,7 +1,15 @@
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Graph, Value } from '../compiler/ir/graph.ts';
 import type { Tensor } from '../compiler/ir/tensor.ts';
-import { INT4, INT8_SYMMETRIC, type Kernels, type Layout } from '../compiler/kernels/kernels.ts';
+import {
+  INT4,
+  INT8_SYMMETRIC,
+  type Kernels,
+  type Layout,
+  type LpbqSearch,
+  type ScaleSearch,
+  type SearchOptions,
+} from '../compiler/kernels/kernels.ts';
 import type { Plan } from './plan.ts';
 import type { WeightPlan } from './plan-weights.ts';
 import type { WeightForm } from './recipe.ts';
@@ -22,25 +30,31 @@ export function channelImportance(statistics: Statistics, input: string): Float3
   return seen && Float32Array.from(seen.meanSquare);
 }
 
+/** Where scales are searched: in this thread (Kernels) or on several (KernelPool), with the same results. */
+export interface ScaleSearcher {
+  searchScales(weights: Float32Array, layout: Layout, search: SearchOptions): ScaleSearch | Promise<ScaleSearch>;
+  searchLpbq(weights: Float32Array, layout: Layout, search: SearchOptions): LpbqSearch | Promise<LpbqSearch>;
+}
+
 /** Scales of one weight, searched against the activations. The encoding is for the [K, N] tensor. */
-export function searchWeight(
+export async function searchWeight(
   rows: Float32Array,
   outputs: number,
   inputs: number,
   form: WeightForm,
   importance: Float32Array | undefined,
-  kernels: Kernels,
+  searcher: ScaleSearcher,
   name: string,
-): { encoding: Encoding; error: number } {
+): Promise<{ encoding: Encoding; error: number }> {
   const range = form.bits === 4 ? INT4 : INT8_SYMMETRIC;
   const dtype = form.bits === 4 ? 'i4' : 'i8';
   const layout: Layout = { rows: outputs, columns: inputs, block: form.block || inputs, name };
   const total = (errors: Float64Array): number => errors.reduce((sum, error) => sum + error, 0);
   if (form.block === 0) {
-    const found = kernels.searchScales(rows, layout, { range, importance });
+    const found = await searcher.searchScales(rows, layout, { range, importance });
     return { encoding: { dtype, scale: found.scales, axis: 1 }, error: total(found.errors) };
   }
-  const found = kernels.searchLpbq(rows, layout, { range, importance });
+  const found = await searcher.searchLpbq(rows, layout, { range, importance });
   const blocks = inputs / form.block;
   const blockScale = new Uint8Array(blocks * outputs);
   for (let n = 0; n < outputs; n++)
@@ -54,25 +68,27 @@ export function searchWeight(
 /**
  * Encodings of every planned weight and embedding table, one tensor in memory at a time.
  * @param onWeight called after each one, for progress
+ * @param searcher where the searches run
  */
-export function encodeWeights(
+export async function encodeWeights(
   graph: Graph,
   plan: Plan,
   statistics: Statistics,
   kernels: Kernels,
   onWeight?: (done: number, total: number) => void,
-): Map<string, Encoding> {
+  searcher: ScaleSearcher = kernels,
+): Promise<Map<string, Encoding>> {
   const encodings = new Map<string, Encoding>();
   const total = plan.weights.size + plan.tables.size;
   const report = (): void => onWeight?.(encodings.size, total);
   for (const weight of plan.weights.values()) {
-    const encoding = encodeWeight(graph.find(weight.name)!, weight, statistics, kernels);
+    const encoding = await encodeWeight(graph.find(weight.name)!, weight, statistics, kernels, searcher);
     encodings.set(weight.name, widenForBiases(graph, encoding, weight, plan));
     report();
   }
   for (const name of plan.tables) {
     const [rows, columns] = graph.find(name)!.dims as [number, number];
-    const found = kernels.searchScales(
+    const found = await searcher.searchScales(
       graph.find(name)!.data!.toFloats(),
       { rows, columns, block: columns, name },
       { range: INT8_SYMMETRIC },
@@ -83,7 +99,13 @@ export function encodeWeights(
   return encodings;
 }
 
-function encodeWeight(value: Value, weight: WeightPlan, statistics: Statistics, kernels: Kernels): Encoding {
+async function encodeWeight(
+  value: Value,
+  weight: WeightPlan,
+  statistics: Statistics,
+  kernels: Kernels,
+  searcher: ScaleSearcher,
+): Promise<Encoding> {
   if (!weight.matrix) return absmaxEncoding(value, weight.axis);
   const [first, second] = value.dims as [number, number];
   const stored = weight.axis === 0;
@@ -91,7 +113,7 @@ function encodeWeight(value: Value, weight: WeightPlan, statistics: Statistics, 
   const [outputs, inputs] = stored ? [first, second] : [second, first];
   const importance = channelImportance(statistics, weight.input);
   const usable = importance?.length === inputs ? importance : undefined;
-  const { encoding } = searchWeight(rows, outputs, inputs, weight.form, usable, kernels, weight.name);
+  const { encoding } = await searchWeight(rows, outputs, inputs, weight.form, usable, searcher, weight.name);
   return stored ? { ...encoding, axis: 0 } : encoding;
 }
 

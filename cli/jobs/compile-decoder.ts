@@ -247,6 +247,7 @@ async function quantize(
     recipe,
     ...formatOf(name),
     kernels: wasmKernels,
+    threads: options.threads,
     onWeight: (done, total) => progress.update(done, total),
   });
   return { ...decoder, plan: { ...decoder.plan, remarks: [...remarks, ...decoder.plan.remarks] } };

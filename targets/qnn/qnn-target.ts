@@ -68,6 +68,7 @@ export const qnnTarget: DecoderTarget = {
         soc,
         share,
         outputFolder: folder,
+        threads: context.threads,
         ...(context.signal ? { signal: context.signal } : {}),
       },
     );

@@ -141,7 +141,7 @@ describe('recipes', () => {
 describe('migration of outliers', () => {
   test('leaves the float function as it is', async () => {
     const recipe = makeRecipe('w8a8');
-    const migration = migrateOutliers(
+    const migration = await migrateOutliers(
       model.weights,
       decoderSites(model.config.layers),
       statistics,

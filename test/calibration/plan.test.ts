@@ -11,11 +11,12 @@ import { chooseRange } from '../../calibration/range.ts';
 import { htpFormat, makeRecipe, type RecipeOptions } from '../../calibration/recipe.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
 import { defaultText, readTokens } from '../../calibration/texts.ts';
+import { encodeWeights } from '../../calibration/weights.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
 import { type DecoderModel, readDecoderModel } from '../../compiler/import/decoder-model.ts';
 import { sameEncoding } from '../../compiler/ir/encoding.ts';
 import { verify } from '../../compiler/ir/verify.ts';
-import { wasmKernels } from '../../compiler/kernels/index.ts';
+import { createKernelPool, wasmKernels } from '../../compiler/kernels/index.ts';
 import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { openModule } from '../../compiler/runtime/engine.ts';
 import { plainContract } from '../../passes/io-contract.ts';
@@ -136,6 +137,19 @@ describe('recipes', () => {
   ])('%s %j is refused', (scheme, options, code) => {
     expect(() => makeRecipe(scheme, options)).toThrowError(expect.objectContaining({ code }));
   });
+});
+
+test('scales searched on two threads are the same bits', async () => {
+  const decoder = await quantize('w4a16', 'qnn', { block: 32 });
+  const graph = decoder.stamp({ name: 'g', tokens: 1, cache: 32 }).graph();
+  const pool = createKernelPool(2);
+  try {
+    const pooled = await encodeWeights(graph, decoder.plan, decoder.migration.statistics, wasmKernels, undefined, pool);
+    expect(pooled.size).toBeGreaterThan(20);
+    for (const [name, encoding] of pooled) expect(encoding, name).toEqual(decoder.weightEncodings.get(name));
+  } finally {
+    await pool.close();
+  }
 });
 
 describe('migration of outliers', () => {

@@ -11,7 +11,9 @@ import { eliminateDeadCode } from './eliminate-dead-code.ts';
 import { eliminateNoops } from './eliminate-noops.ts';
 import { foldAttentionScale } from './fold-attention-scale.ts';
 import { foldConstants } from './fold-constants.ts';
+import { foldConvAffine } from './fold-conv-affine.ts';
 import { fuseGelu } from './fuse-gelu.ts';
+import { fuseHardSwish } from './fuse-hard-swish.ts';
 import { fuseLayerNorm } from './fuse-layer-norm.ts';
 import { fuseMatmulAdd } from './fuse-matmul-add.ts';
 import { fuseRmsNorm } from './fuse-rms-norm.ts';
@@ -40,6 +42,8 @@ export const fuse: readonly Pass[] = [
   fuseRmsNorm,
   fuseGelu,
   fuseSilu,
+  fuseHardSwish,
+  foldConvAffine, // after the activations, whose products are not scales of a convolution
   fuseRope, // needs equal tables to be one value, which `simplify` sees to
 ];
 
@@ -58,7 +62,9 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     eliminateNoops,
     foldAttentionScale,
     foldConstants,
+    foldConvAffine,
     fuseGelu,
+    fuseHardSwish,
     fuseLayerNorm,
     fuseMatmulAdd,
     fuseRmsNorm,

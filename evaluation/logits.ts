@@ -59,7 +59,9 @@ export function addLogits(sums: LogitSums, reference: Float32Array, other: Float
     const a = reference[i]!;
     const b = other[i]!;
     const logP = a - referenceNorm;
-    divergence += Math.exp(logP) * (logP - (b - norm));
+    const p = Math.exp(logP);
+    // A token of probability 0 may have a logarithm of -Infinity: its share is 0, as the limit is.
+    if (p !== 0) divergence += p * (logP - (b - norm));
     sums.signal += a * a;
     sums.noise += (a - b) * (a - b);
   }

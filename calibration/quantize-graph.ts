@@ -1,11 +1,12 @@
 import { NpucError } from '../compiler/errors.ts';
 import { cloneModule } from '../compiler/ir/clone.ts';
-import type { Graph, Module, Node } from '../compiler/ir/graph.ts';
+import type { Graph, Module, Node, Value } from '../compiler/ir/graph.ts';
 import { Tensor } from '../compiler/ir/tensor.ts';
 import type { Kernels } from '../compiler/kernels/kernels.ts';
 import { findOp } from '../compiler/ops/index.ts';
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
 import type { Tensors } from '../compiler/runtime/runner.ts';
+import { correctBiases, replaceBiases } from './correct-biases.ts';
 import { collectGraphStatistics } from './graph-statistics.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import { isReal } from './precision.ts';
@@ -61,7 +62,9 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   prepareGraph(graph, opset, recipe, format, statistics);
   const decided = planQuantization(graph, opset, recipe, format, statistics);
   const plan = { ...decided, remarks: [...decided.remarks, ...describeFloatNodes(graph, opset)] };
-  applyPlan(graph, opset, plan, await encodeWeights(graph, plan, statistics, kernels));
+  const weightEncodings = await encodeWeights(graph, plan, statistics, kernels);
+  replaceBiases(graph, await correctBiases(float, weightEncodings, inputs.feeds, inputs.open));
+  applyPlan(graph, opset, plan, weightEncodings);
   return { module, float, recipe, format, plan };
 }
 
@@ -80,19 +83,33 @@ const WITH_BIAS: ReadonlySet<string> = new Set(['Conv', 'ConvTranspose', 'Gemm']
 
 /**
  *     Conv(x, w, b)   Conv(y, v, b)        ->   Conv(x, w, b)   Conv(y, v, b_0)
+ *     Conv(x, w)                           ->   Conv(x, w, zeros)
  *     Gemm(x, w, b : [1, n])               ->   Gemm(x, w, b_0 : [n])
  *
- * An integer bias has the steps of its op's input and weight: ops that share one, be it only the same zeros, cannot.
+ * An integer bias has the steps of its op's input and weight, and takes up what rounding the weights does to the mean: ops that
+ * share one, be it only the same zeros, cannot.
  */
 function separateBiases(graph: Graph): void {
   for (const node of graph.nodes) {
-    const bias = node.inputs[2];
-    if (!WITH_BIAS.has(node.op) || bias?.data?.dtype !== 'f32') continue;
+    if (!WITH_BIAS.has(node.op) || node.inputs[1]?.data?.dtype !== 'f32') continue;
+    const bias = node.inputs[2] ?? addBias(graph, node);
+    if (bias.data?.dtype !== 'f32') continue;
     const flat = node.op === 'Gemm' ? flattenBias(node, bias.data) : undefined;
     if (flat) node.setInput(2, graph.addConstant(bias.name, flat));
     else if (bias.uses.size > 1) node.setInput(2, graph.addConstant(bias.name, bias.data));
     if (!graph.isUsed(bias)) graph.removeValue(bias);
   }
+}
+
+/** A bias of zeros for an op without one. */
+function addBias(graph: Graph, node: Node): Value {
+  const channels = node.output().dims[1]!;
+  const bias = graph.addConstant(
+    `${node.output().name}_bias`,
+    Tensor.of('f32', [channels], new Float32Array(channels)),
+  );
+  node.setInput(2, bias);
+  return bias;
 }
 
 /** A Gemm's addend as one number per output channel, where it is one but is not written so. */

@@ -1,6 +1,6 @@
 import type { TargetName } from '../targets/target.ts';
 import type { ValueComparison } from './compare-values.ts';
-import { type ComparedTargets, describeSource, listTargets } from './describe-report.ts';
+import { type ComparedTargets, describeSource, listTargets, shortenMiddle } from './describe-report.ts';
 import { formatDecibels } from './format-figures.ts';
 import { html, type Markup, raw } from './markup.ts';
 import { splitSections } from './rank-values.ts';
@@ -112,7 +112,7 @@ function renderWorst(series: readonly Series[]): Markup | undefined {
   const end = worst.x > 0.6;
   return html`<g class="lowest"><use href="#ring" x="${percent(worst.x)}" y="${percent(worst.y)}"/><text x="${percent(worst.x)}" y="${percent(
     worst.y,
-  )}" dx="${end ? '-9' : '9'}" dy="${worst.y > 0.94 ? '-8' : '16'}" text-anchor="${end ? 'end' : 'start'}">${worst.value.name} ${formatDecibels(
+  )}" dx="${end ? '-9' : '9'}" dy="${worst.y > 0.94 ? '-8' : '16'}" text-anchor="${end ? 'end' : 'start'}">${shortenMiddle(worst.value.name, 30)} ${formatDecibels(
     worst.value.sqnr,
   )}</text></g>`;
 }

@@ -1,6 +1,6 @@
 import colors from 'picocolors';
 import type { TargetName } from '../targets/target.ts';
-import { describeSource, describeVerdict, joinWords, listTargets } from './describe-report.ts';
+import { describeSource, describeVerdict, joinWords, listTargets, shortenMiddle } from './describe-report.ts';
 import {
   EXECUTIONS,
   formatBytes,
@@ -196,12 +196,9 @@ function wrap(text: string, mark = ''): string[] {
   return lines.map((each, i) => (i === 0 ? mark : ' '.repeat(mark.length)) + each);
 }
 
-/** Cuts the middle out of a text that is too long: the ends of node names say most. */
+/** A printable text, its middle cut out where it is too long. */
 function shorten(text: string, width: number): string {
-  const characters = [...printable(text)];
-  if (characters.length <= width) return characters.join('');
-  const head = Math.ceil((width - 1) / 3);
-  return `${characters.slice(0, head).join('')}…${characters.slice(characters.length - (width - 1 - head)).join('')}`;
+  return shortenMiddle(printable(text), width);
 }
 
 /** Names come from a stranger's file: control characters in them must not reach the terminal. */

@@ -23,9 +23,9 @@ export const REPORT_STYLE = `
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 var(--sans); font-variant-numeric: tabular-nums; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 72px; }
+main { max-width: 1120px; margin: 0 auto; padding: 28px 24px 72px; overflow-wrap: anywhere; }
 h1, h2, h3, p, dl, dd, figure { margin: 0; }
-h1 { font-size: 2rem; line-height: 1.15; font-weight: 650; letter-spacing: -.02em; overflow-wrap: anywhere; }
+h1 { font-size: 2rem; line-height: 1.15; font-weight: 650; letter-spacing: -.02em; }
 h1 .for { color: var(--muted); font-weight: 400; }
 h2 { font-size: 1.15rem; font-weight: 620; letter-spacing: -.01em; }
 h3 { font-size: .95rem; font-weight: 600; }
@@ -110,7 +110,7 @@ html:not(.js) .js-only { display: none; }
 table { width: 100%; border-collapse: collapse; font-size: .86rem; line-height: 1.35; }
 caption { text-align: left; font-weight: 620; font-size: .95rem; padding-bottom: 6px; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: .78rem; border-bottom: 1px solid var(--line); padding: 4px 6px; white-space: nowrap; }
-td { padding: 6px; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { overflow-wrap: normal; padding: 6px; border-bottom: 1px solid var(--line); vertical-align: top; }
 th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 .n { text-align: right; white-space: nowrap; } td .from { font-size: .78em; } td small { color: var(--muted); white-space: nowrap; }
 .low { color: var(--bad); font-weight: 620; }

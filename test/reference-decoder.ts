@@ -81,7 +81,7 @@ export function referenceLogits(
     values: [] as Float64Array[],
   }));
   return ids.map((id, position) => {
-    let stream = Float64Array.from(
+    let stream: Float64Array = Float64Array.from(
       floats.get('model.embed_tokens.weight')!.subarray(id * hiddenSize, (id + 1) * hiddenSize),
     );
     cache.forEach(({ keys, values }, layer) => {

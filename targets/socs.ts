@@ -121,6 +121,19 @@ export function findSoc(name: string): Soc {
   throw new NpucError('TG001', { message: `SoC ${name} is not known`, hint: `nearest: ${hint.join(', ')}` });
 }
 
+/**
+ * The SoC of the vendor's own number, as a manifest keeps it.
+ * @throws TG001 for a number that is not in the table
+ */
+export function socOfNumber(number: number): Soc {
+  const match = SOCS.find((soc) => soc.number === number);
+  if (match) return match;
+  throw new NpucError('TG001', {
+    message: `SoC number ${number} is not known`,
+    hint: `known numbers: ${SOCS.map((soc) => `${soc.number} (${soc.name})`).join(', ')}`,
+  });
+}
+
 /** Whether a SoC has a feature. */
 export function socSupports(soc: Soc, feature: HtpFeature): boolean {
   return HTP_FEATURES[feature].supports(soc.arch);

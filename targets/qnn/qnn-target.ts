@@ -15,12 +15,17 @@ import { requireFeature, socSupports } from '../socs.ts';
 import {
   type DecoderTarget,
   type EmitContext,
+  type ManifestGraph,
   type ManifestPort,
   type ManifestTarget,
   portEncodings,
 } from '../target.ts';
-import { compileContext } from './compile-context.ts';
+import { type ContextModel, compileContext } from './compile-context.ts';
 import { requireToolchain } from './toolchain.ts';
+import { provideTwins } from './twins.ts';
+
+/** The weights of all QDQ models. */
+const DATA = 'weights.data';
 
 /**
  * Makes every quantized input and output an integer port: otherwise Quantize and Dequantize nodes stay in the graph at
@@ -39,8 +44,8 @@ export function quantizePorts(graph: Graph): Record<string, ManifestPort> {
 
 /**
  * Qualcomm HTP: QDQ ONNX in Genie's contract with integer ports, compiled to one context binary with shared weights. The
- * QDQ models stay beside it: they are what the binary was made from, and the simulator runs them as the unshared twins
- * (a shared binary cannot be executed on x86).
+ * QDQ models stay beside it: they are what the binary was made from. A binary of one graph is executed as it is; a shared
+ * one cannot be executed on x86, so the simulator runs unshared twins from the same QDQ bytes.
  */
 export const qnnTarget: DecoderTarget = {
   name: 'qnn',
@@ -58,12 +63,12 @@ export const qnnTarget: DecoderTarget = {
     for (const module of modules) ports = { ...ports, ...quantizePorts(module.graph()) };
     writeOnnxBundle(
       modules.map((module, i) => ({ module, path: join(sources, `${requests[i]!.name}.onnx`) })),
-      'weights.data',
+      DATA,
     );
     const share = socSupports(soc, 'weight-sharing') && requests.length > 1;
     const compiled = await compileContext(
       toolchain,
-      requests.map(({ name }) => ({ name, path: join(sources, `${name}.onnx`), externalData: ['weights.data'] })),
+      requests.map(({ name }) => ({ name, path: join(sources, `${name}.onnx`), externalData: [DATA] })),
       {
         soc,
         share,
@@ -91,22 +96,29 @@ export const qnnTarget: DecoderTarget = {
       files: [
         ...new Set(files.flatMap((file) => [`qnn/${basename(file.onnx)}`, `qnn/${basename(file.binary)}`])),
         ...requests.map(({ name }) => `qnn/qdq/${name}.onnx`),
-        'qnn/qdq/weights.data',
+        `qnn/qdq/${DATA}`,
       ],
     };
   },
   async open(folder, target, options): Promise<DecoderSession> {
     const toolchain = options.toolchain ?? requireToolchain('qnn');
+    const paths = target.facts.shared
+      ? await provideTwins(
+          toolchain,
+          target.graphs.map((graph) => sourceOf(folder, graph)),
+          Number(target.facts.soc),
+        )
+      : target.graphs.map((graph) => join(folder, graph.file));
     const graphs = new Map<number, Runner>();
     const host = await NativeHost.start(toolchain);
-    for (const graph of target.graphs) {
-      if (!graph.source)
-        throw new NpucError('TG110', { message: `the manifest names no source of ${graph.name}`, where: folder });
-      const session = await host.openSession(join(folder, graph.source), {
-        provider: 'qnn',
-        soc: Number(target.facts.soc),
-      });
-      graphs.set(graph.tokens, session);
+    try {
+      for (const [index, graph] of target.graphs.entries()) {
+        // A context binary knows its SoC; asking for one again can refuse it (facts qnn-htp, pitfall 5).
+        graphs.set(graph.tokens, await host.openSession(paths[index]!, { provider: 'qnn' }));
+      }
+    } catch (error) {
+      await host.close();
+      throw error;
     }
     const runners = new Map([...graphs].map(([tokens, session]) => [tokens, closeHostWith(session, graphs, host)]));
     return new DecoderSession({ protocol: target.protocol, graphs: runners, encodings: portEncodings(target.ports) });
@@ -119,6 +131,13 @@ export const qnnTarget: DecoderTarget = {
     return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
   },
 };
+
+/** What a graph was compiled from. @throws TG110 */
+function sourceOf(folder: string, graph: ManifestGraph): ContextModel {
+  if (!graph.source)
+    throw new NpucError('TG110', { message: `the manifest names no source of ${graph.name}`, where: folder });
+  return { name: graph.name, path: join(folder, graph.source), externalData: [DATA] };
+}
 
 /** The last session to close takes the host with it. */
 function closeHostWith(session: Runner, all: Map<number, Runner>, host: NativeHost): Runner {

@@ -1,0 +1,114 @@
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { basename, dirname, join } from 'node:path';
+import { cacheFolder } from '../../compiler/cache.ts';
+import { describeFile } from '../manifest.ts';
+import { type Soc, socOfNumber } from '../socs.ts';
+import { type ContextModel, compileContext } from './compile-context.ts';
+import type { Toolchain } from './toolchain.ts';
+
+/** Raised when the way twins are compiled changes: older entries are then not found. */
+const FORMAT = 1;
+
+/** Twins that were not used for longest go when the folder grows beyond this. */
+const CACHE_BYTES = 2 * 2 ** 30;
+
+const PARTIAL = 'partial-';
+const DAY_MS = 24 * 3600 * 1000;
+
+/** Compiles at a time; each takes one thread and about 1 GB on a model of 135 M weights. */
+const PARALLEL = 2;
+
+/**
+ * The EPContext models of unshared twins, one per source, compiled from the same QDQ bytes as the shared binary (which
+ * cannot be executed on x86). A twin is kept in the cache folder under the digest of everything that it depends on: the
+ * sources, the SoC and the toolchain. Loading one takes half a second, compiling one half a minute on a model of 135 M weights.
+ * @param soc the vendor's number, as the manifest keeps it
+ * @throws QN010, QN011, QN012, RT202 as compileContext
+ */
+export async function provideTwins(
+  toolchain: Toolchain,
+  sources: readonly ContextModel[],
+  soc: number,
+): Promise<string[]> {
+  const known = socOfNumber(soc);
+  const paths: string[] = [];
+  const waiting = [...sources.entries()];
+  const work = async (): Promise<void> => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) {
+      paths[next[0]] = await provideTwin(toolchain, next[1], known);
+    }
+  };
+  const done = await Promise.allSettled(Array.from({ length: Math.min(PARALLEL, availableParallelism()) }, work));
+  for (const result of done) if (result.status === 'rejected') throw result.reason;
+  return paths;
+}
+
+async function provideTwin(toolchain: Toolchain, source: ContextModel, soc: Soc): Promise<string> {
+  const twins = cacheFolder('twins');
+  const folder = join(twins, digestOf(toolchain, source, soc));
+  const path = join(folder, `${source.name}_ctx.onnx`);
+  if (existsSync(path)) {
+    const now = new Date();
+    utimesSync(folder, now, now);
+    return path;
+  }
+  mkdirSync(twins, { recursive: true });
+  const partial = mkdtempSync(join(twins, PARTIAL));
+  try {
+    await compileContext(toolchain, [source], { soc, share: false, outputFolder: partial });
+    try {
+      renameSync(partial, folder);
+    } catch (error) {
+      // Another process may have been faster: its twin was made from the same bytes.
+      if (!existsSync(path)) throw error;
+    }
+  } finally {
+    rmSync(partial, { recursive: true, force: true });
+  }
+  pruneCache(twins, CACHE_BYTES, folder);
+  return path;
+}
+
+function digestOf(toolchain: Toolchain, source: ContextModel, soc: Soc): string {
+  const files = [basename(source.path), ...(source.externalData ?? [])];
+  const digests = files.map((name) => describeFile(dirname(source.path), name).sha256);
+  return createHash('sha256')
+    .update(JSON.stringify([FORMAT, toolchain.versions, soc.number, source.name, digests]))
+    .digest('hex');
+}
+
+/**
+ * Removes the entries of a cache folder that were used least recently until it is within the limit, and what runs that died
+ * more than a day ago have left. `keep` stays, and so does a younger unfinished entry: another process may be making it. A
+ * running simulator keeps a removed twin's bytes, because its file is open.
+ */
+export function pruneCache(folder: string, limitBytes: number, keep: string): void {
+  const entries: { path: string; bytes: number; used: number }[] = [];
+  for (const name of readdirSync(folder)) {
+    const path = join(folder, name);
+    try {
+      const used = statSync(path).mtimeMs;
+      if (name.startsWith(PARTIAL)) {
+        if (Date.now() - used > DAY_MS) rmSync(path, { recursive: true, force: true });
+        continue;
+      }
+      entries.push({
+        path,
+        used,
+        bytes: readdirSync(path).reduce((sum, file) => sum + statSync(join(path, file)).size, 0),
+      });
+    } catch {
+      // Removed by another process meanwhile.
+    }
+  }
+  entries.sort((a, b) => a.used - b.used);
+  let total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
+  for (const entry of entries) {
+    if (total <= limitBytes) return;
+    if (entry.path === keep) continue;
+    rmSync(entry.path, { recursive: true, force: true });
+    total -= entry.bytes;
+  }
+}

@@ -103,6 +103,7 @@ export const EXECUTIONS: Readonly<Record<Execution, { readonly short: string; re
 /** What a file is for. */
 export const ROLES: Readonly<Record<FileRole, string>> = {
   binary: 'context binary',
+  model: 'graphs and weights',
   weights: 'weights',
   graph: 'graphs',
   embedding: 'embedding table',

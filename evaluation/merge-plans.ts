@@ -40,6 +40,7 @@ export function listFiles(
 
 function fileRole(path: string): FileRole {
   if (path.includes('/qdq/')) return 'source';
+  if (path.endsWith('.tflite')) return 'model';
   if (path.endsWith('.bin')) return 'binary';
   if (path.endsWith('.data')) return 'weights';
   if (path.endsWith('.json')) return 'encodings';

@@ -146,7 +146,8 @@ pre span { display: inline-block; } pre { margin: 0; padding: 14px 16px; backgro
 }
 @media print {
   :root { color-scheme: light; --ground: #fff; }
-  body { font-size: 11px; } main { max-width: none; padding: 0; }
+  @page { margin: 13mm; }
+  body { font-size: 11px; } .cards { grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); } .worsts { grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); } main { max-width: none; padding: 0; }
   .card, .sample, figure, tr { break-inside: avoid; } h2, caption { break-after: avoid; } .filter, .command button, .readout { display: none; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }

@@ -34,7 +34,8 @@ export interface ReportFile {
   readonly bytes: number;
 }
 
-export type FileRole = 'graph' | 'weights' | 'binary' | 'embedding' | 'encodings' | 'source';
+/** `model` is a graph with its weights in one file, `graph` one whose weights lie elsewhere. */
+export type FileRole = 'model' | 'graph' | 'weights' | 'binary' | 'embedding' | 'encodings' | 'source';
 
 /** A decision of the quantization plan, and the targets that it holds for: their number formats differ. */
 export interface PlanLine {

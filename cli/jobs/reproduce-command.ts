@@ -9,20 +9,30 @@ import type { CompileOptions } from './compile-decoder.ts';
 export function reproduceCommand(options: CompileOptions): string {
   const { recipe, evaluation } = options;
   const usual = makeRecipe(recipe.scheme);
-  const flags: string[] = ['--soc', options.soc.name, '--scheme', recipe.scheme];
-  if (recipe.weight.block !== usual.weight.block) flags.push('--block', String(recipe.weight.block));
-  if (recipe.range !== usual.range) flags.push('--range', recipe.range);
-  flags.push('--kv', String(recipe.cache), '--tokens', options.tokens.join(','), '--cache', String(options.cache));
-  flags.push('--target', options.targets.join(','));
-  if (options.io !== 'float') flags.push('--io', options.io);
-  if (options.allowExtrapolation) flags.push('--allow-extrapolation');
-  if (options.calibrationText !== defaultText('calibration')) flags.push('--calibrate', options.calibrationText);
-  flags.push('--calibration-windows', String(options.calibrationWindows));
-  if (evaluation.text !== defaultText('evaluation')) flags.push('--evaluate', evaluation.text);
-  flags.push('--eval-tokens', String(evaluation.tokens), '--prompt', evaluation.prompt, '--out', options.out);
+  const flags: [string, string][] = [
+    ['soc', options.soc.name],
+    ['scheme', recipe.scheme],
+  ];
+  if (recipe.weight.block !== usual.weight.block) flags.push(['block', String(recipe.weight.block)]);
+  if (recipe.range !== usual.range) flags.push(['range', recipe.range]);
+  flags.push(['kv', String(recipe.cache)], ['tokens', options.tokens.join(',')], ['cache', String(options.cache)]);
+  flags.push(['target', options.targets.join(',')]);
+  if (options.io !== 'float') flags.push(['io', options.io]);
+  if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);
+  if (options.calibrationText !== defaultText('calibration')) flags.push(['calibrate', options.calibrationText]);
+  flags.push(['calibration-windows', String(options.calibrationWindows)]);
+  if (evaluation.text !== defaultText('evaluation')) flags.push(['evaluate', evaluation.text]);
+  flags.push(['eval-tokens', String(evaluation.tokens)], ['prompt', evaluation.prompt], ['out', options.out]);
+  const overrides = recipe.overrides.length;
   const comment =
-    recipe.overrides.length > 0 ? `  # with the ${recipe.overrides.length} overrides of its config file` : '';
-  return `npuc compile ${[options.source, ...flags].map(quote).join(' ')}${comment}`;
+    overrides === 0 ? '' : `  # with the ${overrides} override${overrides === 1 ? '' : 's'} of its config file`;
+  return `npuc compile ${quote(options.source)} ${flags.map(writeFlag).join(' ')}${comment}`;
+}
+
+function writeFlag([name, value]: readonly [string, string]): string {
+  if (name === 'allow-extrapolation') return `--${name}`;
+  // A value that begins with a dash would be taken for a flag.
+  return `--${name}${value.startsWith('-') ? '=' : ' '}${quote(value)}`;
 }
 
 /** Quotes an argument for a POSIX shell where it needs it. */

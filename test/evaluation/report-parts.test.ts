@@ -271,7 +271,16 @@ describe('plans and files', () => {
   });
 
   test('files of a target, each with its role', () => {
-    const files = ['a/embedding.bin', 'a/m.bin', 'a/m.onnx', 'a/qdq/m.onnx', 'a/weights.data', 'b/other', 'a/e.json'];
+    const files = [
+      'a/embedding.bin',
+      'a/m.bin',
+      'a/m.onnx',
+      'a/qdq/m.onnx',
+      'a/weights.data',
+      'b/other',
+      'a/e.json',
+      'a/m.tflite',
+    ];
     const described = files.map((path, bytes) => ({ path, bytes, sha256: '' }));
     const target = {
       files: files.filter((path) => path.startsWith('a/')),
@@ -284,6 +293,7 @@ describe('plans and files', () => {
       'a/qdq/m.onnx source 3',
       'a/weights.data weights 4',
       'a/e.json encodings 6',
+      'a/m.tflite model 7',
     ]);
   });
 

@@ -39,8 +39,13 @@ export function prepareGraph(
   statistics: Statistics,
 ): void {
   if (recipe.scheme === 'fp16') return;
-  const activation = format.activation[recipe.activation];
-  if (format.cache[cacheBits(recipe, format)] !== activation.dtype) insertCacheConversions(graph);
+  const before = planPrecision(graph, opset, recipe, format, statistics);
+  const cacheType = format.cache[cacheBits(recipe, format)];
+  insertCacheConversions(graph, (output) => {
+    const maker = movementRoot(output).producer;
+    const bits = (maker && before.nodes.get(maker)) ?? recipe.activation;
+    return format.activation[bits].dtype !== cacheType;
+  });
   const precision = planPrecision(graph, opset, recipe, format, statistics);
   for (const value of [...graph.values]) {
     const group = precision.groups.get(value);

@@ -22,14 +22,15 @@ export function insertConversion(
 }
 
 /**
- * Splits every state's output from what computes it, so that the cache can have a format of its own: `<name>` stays the
+ * Splits states' outputs from what computes them, so that the cache can have a format of its own: `<name>` stays the
  * output, its producer now writes `<name>.wide`.
+ * @param isNeeded whether what computes an output writes another format than the cache's
  */
-export function insertCacheConversions(graph: Graph): void {
+export function insertCacheConversions(graph: Graph, isNeeded: (output: Value) => boolean): void {
   for (const [state, port] of graph.states) {
     const output = port.output;
     const producer = output.producer;
-    if (!producer) continue;
+    if (!producer || !isNeeded(output)) continue;
     const name = output.name;
     graph.renameValue(output, `${name}.wide`);
     const at = graph.nodes.indexOf(producer) + 1;

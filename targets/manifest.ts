@@ -54,9 +54,14 @@ export function writeManifest(folder: string, manifest: Manifest | ModelManifest
   writeFileSync(join(folder, NAME), `${JSON.stringify(manifest, undefined, 1)}\n`);
 }
 
-/** Whether a folder was made by npuc: only such a folder is replaced. */
+/** Whether a folder was made by npuc, whatever its version: only such a folder is replaced. */
 export function isOutputFolder(folder: string): boolean {
-  return existsSync(join(folder, NAME));
+  try {
+    // Web applications have a file of this name too: ours says who wrote it.
+    return typeof (JSON.parse(readFileSync(join(folder, NAME), 'utf8')) as { npuc?: unknown }).npuc === 'string';
+  } catch {
+    return false;
+  }
 }
 
 /** @throws TG110 when there is no manifest or it is not one */

@@ -98,7 +98,11 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
   progress.stage('read checkpoint');
   const model = await openDecoder(options);
   const { checkpoint, config } = model;
-  const output = openOutputFolder(options.out, options.force);
+  const output = openOutputFolder(options.out, options.force, [
+    options.source,
+    options.calibrationText,
+    options.evaluation.text,
+  ]);
   try {
     const digest = await checkpoint.digest({ progress: (done, total) => progress.update(done, total) });
     const calibration = readCalibration(options, model);

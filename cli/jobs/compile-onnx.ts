@@ -56,7 +56,11 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
   progress.stage('read model');
   const module = openOnnx(options.source);
   const digest = digestModel(options.source, module);
-  const output = openOutputFolder(options.out, options.force);
+  const output = openOutputFolder(options.out, options.force, [
+    options.source,
+    options.calibrationText,
+    options.evaluation.text,
+  ]);
   try {
     progress.stage('simplify');
     remarks.push(...freezeModel(module, freeze));

@@ -1,5 +1,5 @@
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs';
-import { dirname, resolve } from 'node:path';
+import { existsSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, statSync } from 'node:fs';
+import { dirname, relative, resolve, sep } from 'node:path';
 import { NpucError } from '../../compiler/errors.ts';
 import { isOutputFolder } from '../../targets/manifest.ts';
 
@@ -15,17 +15,13 @@ export interface OutputFolder {
 
 /**
  * Opens an output folder.
- * @throws CL003 when the folder holds something that npuc did not make, IO002 when it cannot be written
+ * @param inputs what the compile reads: names that are no paths are left alone
+ * @throws CL003 when the folder holds something that npuc did not make, or, forced or not, an input or the working folder;
+ *   IO002 when it cannot be written
  */
-export function openOutputFolder(path: string, force: boolean): OutputFolder {
+export function openOutputFolder(path: string, force: boolean, inputs: readonly string[]): OutputFolder {
   const target = resolve(path);
-  if (existsSync(target) && readdirSync(target).length > 0 && !isOutputFolder(target) && !force) {
-    throw new NpucError('CL003', {
-      message: `${path} exists and was not made by npuc`,
-      where: path,
-      hint: 'choose another --out, or --force to replace it',
-    });
-  }
+  if (existsSync(target)) checkReplaceable(path, force, inputs);
   const partial = `${target}.partial-${process.pid}`;
   const discard = (): void => {
     process.removeListener('exit', discard);
@@ -42,12 +38,43 @@ export function openOutputFolder(path: string, force: boolean): OutputFolder {
   return {
     partial,
     commit: () => {
-      const old = `${target}.old-${process.pid}`;
-      if (existsSync(target)) renameSync(target, old);
-      renameSync(partial, target);
-      rmSync(old, { recursive: true, force: true });
+      replaceFolder(partial, target, path);
       process.removeListener('exit', discard);
     },
     discard,
   };
+}
+
+/** @throws CL003 when replacing a folder would destroy something that is not an older output */
+function checkReplaceable(path: string, force: boolean, inputs: readonly string[]): void {
+  const refuse = (message: string, hint: string): never => {
+    throw new NpucError('CL003', { message, where: path, hint });
+  };
+  if (!statSync(path).isDirectory()) refuse(`${path} is a file`, 'choose another --out');
+  const target = realpathSync(path);
+  for (const input of [process.cwd(), ...inputs]) {
+    if (!existsSync(input) || !isInside(realpathSync(input), target)) continue;
+    refuse(`${path} is or holds ${input}: the output folder is replaced whole`, 'choose another --out');
+  }
+  if (readdirSync(path).length > 0 && !isOutputFolder(path) && !force) {
+    refuse(`${path} exists and was not made by npuc`, 'choose another --out, or --force to replace it');
+  }
+}
+
+function isInside(path: string, folder: string): boolean {
+  return !relative(folder, path).split(sep).includes('..');
+}
+
+/** Puts `partial` in the place of `target`; what lay there comes back when that fails. @throws IO002 */
+function replaceFolder(partial: string, target: string, path: string): void {
+  const old = `${target}.old-${process.pid}`;
+  const replaced = existsSync(target);
+  try {
+    if (replaced) renameSync(target, old);
+    renameSync(partial, target);
+  } catch (cause) {
+    if (!existsSync(target) && existsSync(old)) renameSync(old, target);
+    throw new NpucError('IO002', { message: `cannot write ${path}: ${(cause as Error).message}`, where: path, cause });
+  }
+  rmSync(old, { recursive: true, force: true });
 }

@@ -11,7 +11,7 @@ import { crc32, deflateSync } from 'node:zlib';
 import { chromium } from 'playwright-core';
 
 const WIDTH = 1160;
-const SCALE = 2;
+const SCALE = 1.5;
 const LIMIT = 250_000;
 
 const folder = resolve(process.argv[2] ?? '.tmp/demo');
@@ -24,7 +24,7 @@ await page.goto(pathToFileURL(join(folder, 'report.html')).href);
 const plot = await page.locator('.plot').boundingBox();
 const screenshot = await page.screenshot({
   fullPage: true,
-  clip: { x: 0, y: 0, width: WIDTH, height: plot.y + plot.height + 24 },
+  clip: { x: 0, y: 0, width: WIDTH, height: plot.y + plot.height + 7 },
 });
 const { width, height, pixels } = await decode(screenshot);
 await browser.close();

@@ -52,6 +52,7 @@ export const qnnTarget: DecoderTarget = {
   async emit(decoder: QuantizedDecoder, context: EmitContext): Promise<ManifestTarget> {
     const toolchain = context.toolchain ?? requireToolchain('qnn');
     const { soc } = context;
+    if (decoder.recipe.scheme === 'fp16') requireFeature(soc, 'fp16', 'use an integer scheme, such as --scheme w8a16');
     if (decoder.recipe.weight.block > 0) requireFeature(soc, 'lpbq', 'use --block 0, or --scheme w8a16');
     if (decoder.recipe.scheme !== 'fp16' && decoder.recipe.cache === 16) requireFeature(soc, 'kv-s16', 'use --kv 8');
     const folder = join(context.out, 'qnn');

@@ -49,9 +49,9 @@ describe('SoC table', () => {
     const features = (name: string) =>
       (Object.keys(HTP_FEATURES) as (keyof typeof HTP_FEATURES)[]).filter((f) => socSupports(findSoc(name), f));
     expect(features('SM8350')).toEqual([]);
-    expect(features('SM8450')).toEqual(['lpbq']);
-    expect(features('SM8550')).toEqual(['lpbq', 'weight-sharing', 'matmul-16x16', 'kv-s16']);
-    expect(features('SM8850')).toEqual(['lpbq', 'weight-sharing', 'matmul-16x16', 'kv-s16', 'extended-udma']);
+    expect(features('SM8450')).toEqual(['fp16', 'lpbq']);
+    expect(features('SM8550')).toEqual(['fp16', 'lpbq', 'weight-sharing', 'matmul-16x16', 'kv-s16']);
+    expect(features('SM8850')).toEqual(['fp16', 'lpbq', 'weight-sharing', 'matmul-16x16', 'kv-s16', 'extended-udma']);
     expect(() => requireFeature(findSoc('SM8450'), 'kv-s16', 'use a u8 cache')).toThrow(
       expect.objectContaining({ code: 'TG002', message: expect.stringMatching(/SM8450 \(HTP v69\)/) }),
     );

@@ -1,3 +1,4 @@
+import { NpucError } from '../compiler/errors.ts';
 import { buildDecoder } from '../compiler/import/decoder-model.ts';
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
@@ -65,6 +66,7 @@ function channelValues(module: Module, layers: number): Set<string> {
 /**
  * Streams the calibration windows through the float decoder and keeps reductions of every value.
  * @param windows token ids, each at most the calibration window long and a multiple of its chunk
+ * @throws QT010 when the float model itself gives values that are not finite
  */
 export async function collectDecoderStatistics(
   config: DecoderConfig,
@@ -78,7 +80,23 @@ export async function collectDecoderStatistics(
     await openModule(instrumentModule(module, channelValues(module, config.layers)), options.open),
   );
   await streamWindows(config, runner, shape, windows, options);
-  return runner.statistics(lastAxisWidths(module.graph()));
+  const statistics = runner.statistics(lastAxisWidths(module.graph()));
+  checkFinite(module, statistics);
+  return statistics;
+}
+
+/** @throws QT010 naming the first value, in order of computation, that is not finite: behind it all are */
+function checkFinite(module: Module, statistics: Statistics): void {
+  for (const { name, producer } of observedValues(module.graph())) {
+    const seen = statistics.get(name);
+    // Inputs are what an earlier chunk left in the cache.
+    if (!seen || !producer || (Number.isFinite(seen.min) && Number.isFinite(seen.max))) continue;
+    throw new NpucError('QT010', {
+      message: `${name} is not finite: ${seen.min} to ${seen.max}`,
+      where: producer.from[0] ?? name,
+      hint: 'the checkpoint has weights that are no finite numbers, or so large that the model overflows',
+    });
+  }
 }
 
 async function streamWindows(

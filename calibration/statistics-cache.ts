@@ -75,8 +75,12 @@ export function encodeStatistics(statistics: ReadonlyMap<string, ValueStatistics
   return JSON.stringify(entries);
 }
 
+/** @throws Error when the text is not what encodeStatistics writes, or an entry is not finite: JSON makes null of it */
 export function decodeStatistics(text: string): Map<string, ValueStatistics> {
   const entries = JSON.parse(text) as [string, StoredStatistics][];
+  for (const [name, { min, max, typical }] of entries) {
+    if (![min, max, typical].every(Number.isFinite)) throw new Error(`${name} is not finite`);
+  }
   return new Map(
     entries.map(([name, { min, max, typical, channels }]) => [
       name,

@@ -189,7 +189,11 @@ class Accumulator {
   }
 
   #addRows(squares: Float32Array): void {
-    for (const square of squares) if (this.#rows++ % this.#stride === 0) this.#rowSquares.push(square);
+    for (const square of squares) {
+      // Runtimes may leave NaN out of a minimum, a sum never loses it.
+      if (Number.isNaN(square)) this.#min = this.#max = Number.NaN;
+      if (this.#rows++ % this.#stride === 0) this.#rowSquares.push(square);
+    }
     if (this.#rowSquares.length <= MOST_ROWS) return;
     this.#rowSquares = this.#rowSquares.filter((_, index) => index % 2 === 0);
     this.#stride *= 2;

@@ -55,22 +55,27 @@ export function roundEven(x: number): number {
 /**
  * Affine per-tensor encoding that covers [min, max] and holds 0 exactly. Arithmetic follows ONNX Runtime: f32 scale,
  * zero point rounded to even. A degenerate range gets a scale that holds its values.
+ * @throws QT010 when the range is not finite
  */
 export function affineEncoding(dtype: 'u8' | 'u16' | 'i8' | 'i16', min: number, max: number): Encoding {
   const [low, high] = integerRange(dtype);
   const from = Math.min(0, min);
   const to = Math.max(0, max);
   if (!Number.isFinite(from) || !Number.isFinite(to))
-    throw new NpucError('XX001', { message: `range ${min}..${max} is not finite` });
+    throw new NpucError('QT010', { message: `range ${min}..${max} is not finite` });
   const scale = Math.fround(Math.max((to - from) / (high - low), 1e-9));
   const zero = Math.min(high, Math.max(low, roundEven(low - from / scale)));
   return { dtype, scale: Float32Array.of(scale), zeroPoint: Int32Array.of(zero) };
 }
 
-/** Symmetric per-tensor encoding: zero point 0 for signed types, the middle (128, 32768) for unsigned ones. */
+/**
+ * Symmetric per-tensor encoding: zero point 0 for signed types, the middle (128, 32768) for unsigned ones.
+ * @throws QT010 when the magnitude is not finite
+ */
 export function symmetricEncoding(dtype: 'u8' | 'u16' | 'i8' | 'i16', absmax: number): Encoding {
   const [low, high] = integerRange(dtype);
   const half = dtype.startsWith('u') ? (high - 1) / 2 : high;
+  if (!Number.isFinite(absmax)) throw new NpucError('QT010', { message: `largest magnitude ${absmax} is not finite` });
   const scale = Math.fround(Math.max(absmax / half, 1e-9));
   return low === 0
     ? { dtype, scale: Float32Array.of(scale), zeroPoint: Int32Array.of((high + 1) / 2) }

@@ -59,7 +59,11 @@ test('computes once per key, and again when an entry is damaged', async () => {
   await cachedStatistics({ ...key, windows: [[1, 2, 4]] }, compute);
   await cachedStatistics({ ...key, checkpoint: 'abd' }, compute);
   expect(computed).toBe(3);
-  for (const name of readdirSync(join(folder, 'statistics'))) writeFileSync(join(folder, 'statistics', name), '[[');
-  expect((await cachedStatistics(key, compute)).cached).toBe(false);
-  expect(computed).toBe(4);
+  for (const damaged of ['[[', '', '[["x",{"min":null,"max":2,"typical":0.5}]]', '[["x",{"min":-1,"max":2}]]']) {
+    const before = computed;
+    for (const name of readdirSync(join(folder, 'statistics')))
+      writeFileSync(join(folder, 'statistics', name), damaged);
+    expect((await cachedStatistics(key, compute)).cached, damaged).toBe(false);
+    expect(computed).toBe(before + 1);
+  }
 });

@@ -54,6 +54,19 @@ function editHeader(
   writeFileSync(path, Buffer.concat([size, text, bytes.subarray(8 + length)]));
 }
 
+/** Overwrites one element of an f16 tensor. */
+function setHalf(path: string, tensor: string, index: number, bits: number): void {
+  const bytes = readFileSync(path);
+  const start = 8 + Number(bytes.readBigUInt64LE(0));
+  const header = JSON.parse(bytes.toString('utf8', 8, start)) as Record<
+    string,
+    { data_offsets: number[]; dtype: string }
+  >;
+  expect(header[tensor]!.dtype).toBe('F16');
+  bytes.writeUInt16LE(bits, start + header[tensor]!.data_offsets[0]! + 2 * index);
+  writeFileSync(path, bytes);
+}
+
 /** One coded line, a hint or a place, no stack trace, and nothing left in the output's place. */
 function expectCoded(outcome: Outcome, code: RegExp, exit: number, out: string): void {
   const line = outcome.stderr.split('\n').find((each) => /^[A-Z]{2}\d{3} /.test(each));
@@ -104,6 +117,21 @@ describe('a checkpoint that is broken', () => {
           delete header[name];
         }),
       /^IM403 .*k_proj/,
+    ],
+    [
+      'a weight that is no number',
+      (folder) => setHalf(join(folder, weights), 'model.layers.1.mlp.down_proj.weight', 5, 0x7e00),
+      /^QT010 layers\.1\.down_proj/,
+    ],
+    [
+      'an infinite weight of a norm',
+      (folder) => setHalf(join(folder, weights), 'model.layers.0.input_layernorm.weight', 3, 0x7c00),
+      /^QT010 layers\.0\.attn_norm/,
+    ],
+    [
+      'an infinite weight of a token that calibration may not meet',
+      (folder) => setHalf(join(folder, weights), 'model.embed_tokens.weight', 256 * 2047, 0x7c00),
+      /^QT010 /,
     ],
     [
       'a shape that does not fit',

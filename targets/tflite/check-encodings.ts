@@ -64,7 +64,8 @@ function checkFixed(node: Node): void {
 }
 
 function checkWeight(node: Node, { name, encoding }: Value): void {
-  if (!encoding) return;
+  // Blocks are refused where they are written.
+  if (!encoding || encoding.block !== undefined) return;
   if (encoding.zeroPoint?.some((zero) => zero !== 0)) fail(node, `the weight ${name} has a zero point`);
   if (encoding.axis !== undefined && encoding.axis !== 1)
     fail(node, `the weight ${name} has its scales on axis ${encoding.axis}`);

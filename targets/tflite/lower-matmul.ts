@@ -74,7 +74,12 @@ export function lowerTranspose(node: Node, lowering: Lowering): void {
     return;
   }
   const dims = swapped.map((axis) => input.dims[axis]!);
-  const rows = builder.addTensor(`${output.name}.rows`, typeOf(output), dims, quantizationOf(output.encoding));
+  const rows = builder.addTensor(
+    `${output.name}.rows`,
+    typeOf(output),
+    dims,
+    quantizationOf(output.encoding, output.name),
+  );
   lowering.addTranspose(input, rows, swapped);
   builder.bind(output, rows);
 }
@@ -99,7 +104,7 @@ function addWeight({ builder }: Lowering, weight: Value): number {
   }
   const turned = rowEncoding(encoding);
   const integers = payload ? transposeIntegers(payload) : quantizeLazily(transposeTensor(data!), turned, name);
-  return builder.addConstant(name, integers, quantizationOf(turned));
+  return builder.addConstant(name, integers, quantizationOf(turned, name));
 }
 
 // One object per source, so that graphs which share a weight share its bytes.

@@ -33,7 +33,7 @@ export class Lowering {
       `${value.name}.quantized`,
       typeOf(value),
       value.dims,
-      quantizationOf(value.encoding),
+      quantizationOf(value.encoding, value.name),
     );
     builder.addQuantize(port, integers);
     builder.bind(value, integers);

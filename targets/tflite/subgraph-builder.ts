@@ -127,7 +127,7 @@ export class SubgraphBuilder {
     const integers = data && encoding && (value.payload ?? quantizeLazily(data, encoding, value.name));
     const constant = integers ?? data;
     const buffer = constant ? this.#pool.add(constant) : 0;
-    index = this.addTensor(value.name, typeOf(value), value.dims, quantizationOf(encoding), buffer);
+    index = this.addTensor(value.name, typeOf(value), value.dims, quantizationOf(encoding, value.name), buffer);
     this.#tensors.set(value, index);
     return index;
   }
@@ -166,11 +166,12 @@ export function typeOf(value: Value): TensorTypeCode {
 }
 
 /** @throws TF202 for block forms: no NPU plugin takes them (facts litert 0) */
-export function quantizationOf(encoding: Encoding | undefined): TfliteQuantization | undefined {
+export function quantizationOf(encoding: Encoding | undefined, where: string): TfliteQuantization | undefined {
   if (!encoding) return undefined;
   if (encoding.block !== undefined) {
     throw new NpucError('TF202', {
       message: 'block-wise integers have no NPU form in TFLite',
+      where,
       hint: 'quantize per channel for this target',
     });
   }

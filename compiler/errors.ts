@@ -38,7 +38,6 @@ export const ERROR_TITLES = {
   IM403: 'tensor is missing',
   IM404: 'tensor does not fit the configuration',
   IM410: 'cache is not larger than the tokens',
-  IM405: 'tokenizer does not fit the vocabulary',
   IM411: "cache is above the checkpoint's positions",
   IO001: 'file cannot be read',
   IO002: 'file cannot be written',

@@ -64,24 +64,59 @@ export function isOutputFolder(folder: string): boolean {
   }
 }
 
-/** @throws TG110 when there is no manifest or it is not one */
+/**
+ * The manifest of a compiled checkpoint.
+ * @throws TG110 when there is none, it is not one, or it is that of a compiled ONNX model
+ */
 export function readManifest(folder: string): Manifest {
+  const manifest = readAnyManifest(folder);
+  if (!isModelManifest(manifest)) return manifest;
+  throw new NpucError('TG110', {
+    message: `${folder} holds a compiled ONNX model, not a language model`,
+    where: join(folder, NAME),
+    hint: 'npuc inspect says what it holds',
+  });
+}
+
+/** The manifest of an output folder of either kind. @throws TG110 when there is none or it is not one */
+export function readAnyManifest(folder: string): Manifest | ModelManifest {
+  const where = join(folder, NAME);
+  let manifest: Partial<Manifest> | null;
   try {
-    const manifest = JSON.parse(readFileSync(join(folder, NAME), 'utf8')) as Manifest;
-    if (manifest.format !== 1 || !manifest.targets || !manifest.files) throw new Error('it is not an npuc manifest');
-    return manifest;
+    manifest = JSON.parse(readFileSync(where, 'utf8')) as Partial<Manifest> | null;
   } catch (cause) {
     throw new NpucError('TG110', {
       message: `${folder} holds no compiled model: ${(cause as Error).message}`,
-      where: join(folder, NAME),
+      where,
       hint: 'give the --out folder of npuc compile',
       cause,
     });
   }
+  const refuse = (message: string, hint: string): never => {
+    throw new NpucError('TG110', { message, where, hint });
+  };
+  if (typeof manifest?.npuc !== 'string') {
+    return refuse(
+      `${folder} holds no compiled model: its ${NAME} is not npuc's`,
+      'give the --out folder of npuc compile',
+    );
+  }
+  if (manifest.format !== 1) {
+    return refuse(
+      `${folder} was compiled by npuc ${manifest.npuc}, whose format this version does not read`,
+      'compile again',
+    );
+  }
+  if (!manifest.targets || !Array.isArray(manifest.files)) return refuse(`${where} is not whole`, 'compile again');
+  return manifest as Manifest | ModelManifest;
+}
+
+export function isModelManifest(manifest: Manifest | ModelManifest): manifest is ModelManifest {
+  return 'kind' in manifest && manifest.kind === 'model';
 }
 
 /** Checks that the files are those the manifest lists. @throws TG111 naming the first that is not */
-export function checkFiles(folder: string, manifest: Manifest): void {
+export function checkFiles(folder: string, manifest: Manifest | ModelManifest): void {
   for (const file of manifest.files) {
     if (!existsSync(join(folder, file.path)))
       throw new NpucError('TG111', { message: `${file.path} is missing`, where: folder });

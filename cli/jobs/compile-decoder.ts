@@ -8,7 +8,12 @@ import { cachedStatistics } from '../../calibration/statistics-cache.ts';
 import { defaultText, readChatTokens, readTokens, type TokenText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
-import { buildDecoder, type DecoderModel, readDecoderModel } from '../../compiler/import/decoder-model.ts';
+import {
+  buildDecoder,
+  type DecoderModel,
+  readDecoderModel,
+  requireTokenizer,
+} from '../../compiler/import/decoder-model.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import type { Progress } from '../../compiler/progress.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
@@ -73,13 +78,7 @@ export async function openDecoder(
     }
   }
   buildDecoder(model.config, model.weights, options.cache, options.allowExtrapolation);
-  if (!checkpoint.tokenizer) {
-    throw new NpucError('IM110', {
-      message: 'the checkpoint has no tokenizer.json',
-      where: options.source,
-      hint: 'calibration needs it',
-    });
-  }
+  requireTokenizer(checkpoint);
   return model;
 }
 

@@ -7,9 +7,11 @@ import { FileSource } from '../../compiler/ir/tensor.ts';
 import { printModule } from '../../compiler/ir/text.ts';
 import { findOp } from '../../compiler/ops/index.ts';
 import { inferShapes } from '../../compiler/ops/infer-shapes.ts';
-import { isOutputFolder, readManifest } from '../../targets/manifest.ts';
+import { isModelManifest, isOutputFolder, readAnyManifest } from '../../targets/manifest.ts';
+import type { ModelTargetManifest } from '../../targets/model-target.ts';
 import { readContextBinary } from '../../targets/qnn/read-context.ts';
 import { requireToolchain } from '../../targets/qnn/toolchain.ts';
+import type { ManifestTarget, TargetName } from '../../targets/target.ts';
 import { readTflite } from '../../targets/tflite/read.ts';
 import { operatorName, tensorTypeName } from '../../targets/tflite/schema-enums.ts';
 import { formatBytes } from '../render-plan.ts';
@@ -199,16 +201,29 @@ async function describeCheckpoint(path: string): Promise<Description> {
 }
 
 function describeCompiled(path: string): Description {
-  const manifest = readManifest(path);
+  const manifest = readAnyManifest(path);
   const bytes = new Map(manifest.files.map((file) => [file.path, file.bytes]));
+  const shapes = isModelManifest(manifest)
+    ? Object.entries(manifest.bindings).map(([name, length]) => `${name} ${[length].flat().join('x')}`)
+    : [`tokens ${manifest.shapes.tokens.join(',')}`, `cache ${manifest.shapes.cache}`];
+  const entries = Object.entries(manifest.targets) as [TargetName, ManifestTarget | ModelTargetManifest][];
+  const targets = entries.map(([name, target]) => ({
+    title: [name, 'contract' in target ? target.contract : '', target.execution].filter(Boolean).join('  '),
+    files: target.files,
+  }));
   return {
     kind: 'compiled',
     data: manifest,
     lines: [
-      `compiled ${manifest.source.name}  ${manifest.soc.name} (${manifest.soc.arch})  ${manifest.recipe.scheme}  tokens ${manifest.shapes.tokens.join(',')}  cache ${manifest.shapes.cache}`,
-      ...Object.entries(manifest.targets).flatMap(([name, target]) => [
-        `  ${name}  ${target.contract}  ${target.execution}`,
-        ...target.files.map((file) => `    ${file}  ${formatBytes(bytes.get(file) ?? 0)}`),
+      [
+        `compiled ${manifest.source.name}`,
+        `${manifest.soc.name} (${manifest.soc.arch})`,
+        manifest.recipe.scheme,
+        ...shapes,
+      ].join('  '),
+      ...targets.flatMap(({ title, files }) => [
+        `  ${title}`,
+        ...files.map((file) => `    ${file}  ${formatBytes(bytes.get(file) ?? 0)}`),
       ]),
     ],
   };

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { NpucError } from '../../compiler/errors.ts';
 import type { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { loadTokenizer, type Tokenizer } from '../../compiler/runtime/tokenizer.ts';
-import { decoderTargets } from '../../targets/index.ts';
+import { decoderTargets, TARGET_NAMES } from '../../targets/index.ts';
 import { checkFiles, type Manifest, readManifest } from '../../targets/manifest.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
 import type { TargetName } from '../../targets/target.ts';
@@ -22,7 +22,7 @@ export interface OpenedFolder {
 export async function openCompiled(folder: string, wanted: string | undefined): Promise<OpenedFolder> {
   const manifest = readManifest(folder);
   checkFiles(folder, manifest);
-  const names = Object.keys(manifest.targets) as TargetName[];
+  const names = TARGET_NAMES.filter((name) => manifest.targets[name] !== undefined);
   const target = wanted === undefined ? names[0] : names.find((name) => name === wanted);
   if (!target) {
     throw new NpucError('CL001', {

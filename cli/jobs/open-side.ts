@@ -1,7 +1,6 @@
-import { statSync } from 'node:fs';
 import { buildPlainDecoder } from '../../calibration/decoder-statistics.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
-import { readDecoderModel } from '../../compiler/import/decoder-model.ts';
+import { readDecoderModel, requireTokenizer } from '../../compiler/import/decoder-model.ts';
 import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { openModule } from '../../compiler/runtime/engine.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
@@ -18,24 +17,29 @@ export interface Side {
   readonly cache: number;
 }
 
-/** A compiled folder with an optional `:target`, or a checkpoint as its float model. */
+/**
+ * A compiled folder with an optional `:target`, or a checkpoint as its float model.
+ * @throws as openCompiled and openCheckpoint; IM110 when the checkpoint has no tokenizer
+ */
 export async function openSide(name: string, cache: number): Promise<Side> {
   const cut = name.lastIndexOf(':');
   const [folder, target] =
-    cut > 0 && !name.startsWith('hf:') ? [name.slice(0, cut), name.slice(cut + 1)] : [name, undefined];
-  if (statSync(folder, { throwIfNoEntry: false })?.isDirectory() && isOutputFolder(folder)) {
-    const opened = await openCompiled(folder, target);
-    return { session: opened.session, tokenizer: opened.tokenizer, cache: opened.session.protocol.cache };
+    cut > 0 && !isOutputFolder(name) ? [name.slice(0, cut), name.slice(cut + 1)] : [name, undefined];
+  if (isOutputFolder(folder)) {
+    const { session, tokenizer } = await openCompiled(folder, target);
+    return { session, tokenizer, cache: session.protocol.cache };
   }
   const checkpoint = await openCheckpoint(name);
-  const { config, weights } = readDecoderModel(checkpoint);
-  const context = Math.min(cache, config.maxPositions);
-  const graphs = new Map<number, Runner>();
-  for (const size of [Math.min(64, context / 2), 1])
-    graphs.set(size, await openModule(buildPlainDecoder(config, weights, size, context)));
-  return {
-    session: new DecoderSession({ protocol: makeProtocol(config, plainContract, context), graphs }),
-    tokenizer: checkpoint.tokenizer!,
-    cache: context,
-  };
+  try {
+    const { config, weights } = readDecoderModel(checkpoint);
+    const tokenizer = requireTokenizer(checkpoint);
+    const context = Math.min(cache, config.maxPositions);
+    const graphs = new Map<number, Runner>();
+    for (const size of new Set([Math.min(64, Math.floor(context / 2)), 1]))
+      graphs.set(size, await openModule(buildPlainDecoder(config, weights, size, context)));
+    const session = new DecoderSession({ protocol: makeProtocol(config, plainContract, context), graphs });
+    return { session, tokenizer, cache: context };
+  } finally {
+    checkpoint.close();
+  }
 }

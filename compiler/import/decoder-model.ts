@@ -1,6 +1,7 @@
 import { NpucError } from '../errors.ts';
 import type { Module } from '../ir/graph.ts';
 import type { Tensor } from '../ir/tensor.ts';
+import type { Tokenizer } from '../runtime/tokenizer.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import type { DecoderConfig } from './huggingface/config.ts';
 import { parseDecoderConfig } from './huggingface/config.ts';
@@ -15,20 +16,22 @@ export interface DecoderModel {
   readonly embed: (ids: readonly number[]) => Float32Array;
 }
 
-/** @throws IM401..IM404, IM405 when the tokenizer does not fit the vocabulary */
+/** @throws IM401 to IM404 */
 export function readDecoderModel(checkpoint: Checkpoint): DecoderModel {
   const config = parseDecoderConfig(checkpoint.config, checkpoint.name);
   const weights = collectWeights(config, checkpoint.tensors, checkpoint.name);
-  const tokenizer = checkpoint.tokenizer;
-  if (tokenizer && tokenizer.vocabSize > config.vocabSize) {
-    throw new NpucError('IM405', {
-      message: `the tokenizer has ${tokenizer.vocabSize} tokens, the model ${config.vocabSize}`,
-      where: checkpoint.name,
-      hint: 'tokenizer.json belongs to another checkpoint',
-    });
-  }
   const embed = lookUpRows(weights.get('model.embed_tokens.weight')!, config.hiddenSize);
   return { checkpoint, config, weights, embed };
+}
+
+/** The tokenizer of a checkpoint, for what works on text. @throws IM110 when it has none */
+export function requireTokenizer(checkpoint: Checkpoint): Tokenizer {
+  if (checkpoint.tokenizer) return checkpoint.tokenizer;
+  throw new NpucError('IM110', {
+    message: 'the checkpoint has no tokenizer.json',
+    where: checkpoint.where,
+    hint: 'text cannot be read or written without it',
+  });
 }
 
 /** Looks rows up in a table that is read once, when the first row is asked for. */

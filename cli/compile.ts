@@ -10,6 +10,7 @@ import { findSoc } from '../targets/socs.ts';
 import type { TargetName } from '../targets/target.ts';
 import type { Command } from './commands.ts';
 import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
+import { countFlag, listFlag, numberFlag, textFlag } from './flags.ts';
 import type { CompileOptions } from './jobs/compile-decoder.ts';
 import { renderPlan } from './render-plan.ts';
 
@@ -33,49 +34,43 @@ export const compileCommand: Command = {
         type: 'string',
         describe: 'Hugging Face folder, .gguf, .onnx, or hf:org/name[@revision]',
       })
-      .option('soc', { type: 'string', describe: 'SoC by part or marketing name', default: undefined })
-      .option('scheme', { type: 'string', describe: 'w4a16, w8a16, w8a8 or fp16 (default w4a16)' })
-      .option('tokens', { type: 'string', describe: 'new tokens per prefill run, comma-separated (default 128)' })
-      .option('cache', { type: 'number', describe: 'whole context that a graph sees (default 1024)' })
-      .option('target', {
-        type: 'string',
-        describe: 'onnx, qnn, tflite, comma-separated (default: all that this machine can do)',
-      })
-      .option('out', { alias: 'o', type: 'string', describe: 'output folder (default build)' })
-      .option('kv', { type: 'number', describe: 'bits of the key/value cache, 8 or 16 (default 8)' })
-      .option('block', {
-        type: 'number',
-        describe: 'LPBQ block of 4-bit weights: 16, 32, 64; 0 is per channel (default 64)',
-      })
-      .option('range', { type: 'string', describe: 'activation ranges: min-max, percentile, histogram-mse' })
-      .option('io', { type: 'string', describe: 'TFLite ports: float or quantized (default float)' })
-      .option('calibrate', {
-        type: 'string',
-        describe: 'calibration text (default: one that comes with npuc); for ONNX a .npz or a folder of them',
-      })
-      .option('calibration-windows', { type: 'number', describe: 'windows of calibration text (default 32)' })
-      .option('evaluate', { type: 'string', describe: 'held-out text (default: one that comes with npuc)' })
-      .option('eval-tokens', { type: 'number', describe: 'tokens of held-out text (default 2048)' })
-      .option('prompt', { type: 'string', describe: 'prompt of the samples in the report' })
-      .option('bind', {
-        type: 'string',
-        array: true,
-        describe: 'value of a symbolic dimension of an ONNX model, name=number',
-      })
-      .option('threads', { type: 'number', describe: 'threads; the bytes do not depend on it' })
+      .option('soc', textFlag('SoC by part or marketing name (default SM8750)'))
+      .option('scheme', textFlag('w4a16, w8a16, w8a8 or fp16 (default w4a16)'))
+      .option('tokens', listFlag('new tokens per prefill run, comma-separated (default 128)'))
+      .option('cache', countFlag('cache', 'whole context that a graph sees (default 1024)'))
+      .option('target', listFlag('onnx, qnn, tflite, comma-separated (default: all that this machine can do)'))
+      .option('out', textFlag('output folder (default build)', { alias: 'o' }))
+      .option('kv', countFlag('kv', 'bits of the key/value cache, 8 or 16 (default 8)'))
+      .option(
+        'block',
+        numberFlag('block', 'LPBQ block of 4-bit weights: 16, 32, 64; 0 is per channel (default 64)', {}),
+      )
+      .option('range', textFlag('activation ranges: min-max, percentile, histogram-mse'))
+      .option('io', textFlag('TFLite ports: float or quantized (default float)'))
+      .option(
+        'calibrate',
+        textFlag('calibration text (default: one that comes with npuc); for ONNX a .npz or a folder of them'),
+      )
+      .option('calibration-windows', countFlag('calibration-windows', 'windows of calibration text (default 32)'))
+      .option('evaluate', textFlag('held-out text (default: one that comes with npuc)'))
+      .option('eval-tokens', countFlag('eval-tokens', 'tokens of held-out text (default 2048)'))
+      .option('prompt', textFlag('prompt of the samples in the report'))
+      .option(
+        'bind',
+        listFlag('ONNX: name=number for a symbolic dimension, input=1x3x224x224 for a shape', { array: true }),
+      )
+      .option('threads', countFlag('threads', 'threads; the bytes do not depend on it'))
       .option('allow-extrapolation', { type: 'boolean', describe: 'let the cache exceed max_position_embeddings' })
-      .option('config', {
-        type: 'string',
-        describe: 'configuration file (default: npuc.config.yaml, .json or .mjs here)',
-      })
-      .option('save-config', { type: 'string', describe: 'write the configuration that was used' })
+      .option('config', textFlag('configuration file (default: npuc.config.yaml, .json or .mjs here)'))
+      .option('save-config', textFlag('write the configuration that was used'))
       .option('dry-run', { type: 'boolean', default: false, describe: 'print plan and sizes, write nothing' })
       .option('force', { type: 'boolean', default: false, describe: 'replace an output folder that npuc did not make' })
       .example('$0 compile ./SmolLM2 --soc SM8750 --scheme w4a16 --tokens 128 --cache 1024 --out build/', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
   run: async (args: CompileArguments) => {
-    const config = mergeConfig(await readConfig(args.config), args);
-    if (args.saveConfig) writeFileSync(args.saveConfig, stringify(config));
+    const file = await readConfig(args.config);
+    const config = mergeConfig(file.config, args, file.path);
+    if (args.saveConfig !== undefined) saveConfig(args.saveConfig, config);
     const options = compileOptions(config, args);
     // Loaded when needed: help and version must not wait for runtimes.
     const { compileDecoder, planDecoder } = await import('./jobs/compile-decoder.ts');
@@ -99,6 +94,15 @@ export const compileCommand: Command = {
     return 0;
   },
 };
+
+/** @throws IO002 */
+function saveConfig(path: string, config: CompileConfig): void {
+  try {
+    writeFileSync(path, stringify(config));
+  } catch (cause) {
+    throw new NpucError('IO002', { message: `cannot write ${path}: ${(cause as Error).message}`, where: path, cause });
+  }
+}
 
 /** Checks the configuration and fills in what depends on the machine. @throws CL001, TG001, QN001 */
 export function compileOptions(

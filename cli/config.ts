@@ -4,45 +4,57 @@ import { pathToFileURL } from 'node:url';
 import { parse } from 'yaml';
 import { z } from 'zod';
 import { NpucError } from '../compiler/errors.ts';
+import { nearestWord } from '../compiler/nearest.ts';
 
 const list = <T extends z.ZodType>(item: T) =>
   z.preprocess(
     (value) =>
-      typeof value === 'string'
-        ? value.split(',').map((part) => part.trim())
-        : typeof value === 'number'
-          ? [value]
-          : value,
+      value === undefined
+        ? value
+        : [value]
+            .flat()
+            .flatMap((each) => (typeof each === 'string' ? each.split(',').map((part) => part.trim()) : [each])),
     z.array(item).min(1),
   );
 
-const count = z.coerce.number().int().positive();
+/** Flags arrive as text. */
+const number = <T extends z.ZodType>(schema: T) =>
+  z.preprocess((value) => (typeof value === 'string' && value.trim() !== '' ? Number(value) : value), schema);
+const count = number(z.number().int().positive());
+const text = z.string().min(1);
 
-/** Everything that `npuc compile` can be told, as file or as flags. */
+const COUNT = 'a whole number above 0';
+const TEXT = 'a text that is not empty';
+
+/** Everything that `npuc compile` can be told, as file or as flags. The descriptions say what an error asks for. */
 export const compileConfig = z.strictObject({
-  source: z.string().optional(),
-  soc: z.string().default('SM8750'),
-  scheme: z.string().default('w4a16'),
-  tokens: list(count).default([128]),
-  cache: count.default(1024),
-  target: list(z.enum(['onnx', 'qnn', 'tflite'])).optional(),
-  out: z.string().default('build'),
-  kv: z.union([z.literal(8), z.literal(16)]).default(8),
-  block: z.number().int().nonnegative().optional(),
-  range: z.enum(['min-max', 'percentile', 'histogram-mse']).optional(),
-  io: z.enum(['float', 'quantized']).default('float'),
-  calibrate: z.string().optional(),
-  calibrationWindows: count.default(32),
-  evaluate: z.string().optional(),
-  evalTokens: count.default(2048),
-  prompt: z.string().default('The capital of France is'),
-  bind: z.array(z.string()).default([]),
-  threads: count.default(2),
-  allowExtrapolation: z.boolean().default(false),
+  source: text.optional().describe(TEXT),
+  soc: text.default('SM8750').describe(TEXT),
+  scheme: text.default('w4a16').describe(TEXT),
+  tokens: list(count).default([128]).describe(`${COUNT}, or several`),
+  cache: count.default(1024).describe(COUNT),
+  target: list(z.enum(['onnx', 'qnn', 'tflite']))
+    .optional()
+    .describe('one or several of onnx, qnn, tflite'),
+  out: text.default('build').describe(TEXT),
+  kv: number(z.union([z.literal(8), z.literal(16)]))
+    .default(8)
+    .describe('8 or 16'),
+  block: number(z.number().int().nonnegative()).optional().describe('0, 16, 32 or 64'),
+  range: z.enum(['min-max', 'percentile', 'histogram-mse']).optional().describe('min-max, percentile or histogram-mse'),
+  io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
+  calibrate: text.optional().describe(TEXT),
+  calibrationWindows: count.default(32).describe(COUNT),
+  evaluate: text.optional().describe(TEXT),
+  evalTokens: count.default(2048).describe(COUNT),
+  prompt: z.string().default('The capital of France is').describe('a text'),
+  bind: z.array(z.string()).default([]).describe('a list of name=number'),
+  threads: count.default(2).describe(COUNT),
+  allowExtrapolation: z.boolean().default(false).describe('true or false'),
   overrides: z
     .array(
       z.strictObject({
-        match: z.string(),
+        match: text,
         weight: z
           .strictObject({
             bits: z.union([z.literal(4), z.literal(8)]),
@@ -52,7 +64,8 @@ export const compileConfig = z.strictObject({
         activation: z.union([z.literal(8), z.literal(16)]).optional(),
       }),
     )
-    .default([]),
+    .default([])
+    .describe('a list of { match, weight: { bits: 4 or 8, block: 0, 16, 32 or 64 }, activation: 8 or 16 }'),
 });
 
 export type CompileConfig = z.infer<typeof compileConfig>;
@@ -64,28 +77,48 @@ const LISTS: ReadonlySet<string> = new Set(['bind', 'tokens', 'target', 'overrid
 
 const NAMES = ['npuc.config.yaml', 'npuc.config.yml', 'npuc.config.json', 'npuc.config.mjs'];
 
-/**
- * Reads a configuration file: the given one, or the first of the known names in the working folder.
- * @throws CL002 when it cannot be read
- */
-export async function readConfig(path: string | undefined): Promise<CompileConfigInput> {
-  const file = path ?? NAMES.find((name) => existsSync(name));
-  if (!file) return {};
-  try {
-    if (file.endsWith('.mjs')) {
-      const module = (await import(pathToFileURL(resolve(file)).href)) as { default: CompileConfigInput };
-      return module.default;
-    }
-    return (parse(readFileSync(file, 'utf8')) ?? {}) as CompileConfigInput;
-  } catch (cause) {
-    throw new NpucError('CL002', { message: `cannot read ${file}: ${(cause as Error).message}`, where: file, cause });
-  }
+/** A configuration as it was read, and the file that it was read from. */
+export interface ConfigFile {
+  readonly path?: string;
+  readonly config: CompileConfigInput;
 }
 
-/** Flags over the file over the defaults. @throws CL002 naming the key that is wrong */
+/**
+ * Reads a configuration file: the given one, or the first of the known names in the working folder.
+ * @throws CL002 when it cannot be read, or holds anything but keys and values
+ */
+export async function readConfig(path: string | undefined): Promise<ConfigFile> {
+  const file = path ?? NAMES.find((name) => existsSync(name));
+  if (file === undefined) return { config: {} };
+  let config: unknown;
+  try {
+    config = file.endsWith('.mjs')
+      ? ((await import(pathToFileURL(resolve(file)).href)) as { default?: unknown }).default
+      : (parse(readFileSync(file, 'utf8')) ?? {});
+  } catch (cause) {
+    // The parser's message goes on with the source and a caret.
+    const [reason] = (cause as Error).message.split(/:?\n/);
+    throw new NpucError('CL002', { message: `cannot read ${file}: ${reason}`, where: file, cause });
+  }
+  if (typeof config !== 'object' || config === null || Array.isArray(config)) {
+    throw new NpucError('CL002', {
+      message: `${file} does not hold keys and values`,
+      where: file,
+      hint: file.endsWith('.mjs') ? 'export default { source: ... }' : 'lines such as "scheme: w8a16"',
+    });
+  }
+  return { path: file, config };
+}
+
+/**
+ * Flags over the file over the defaults.
+ * @param path the file, for errors
+ * @throws CL002 naming the key or flag that is wrong, and what it takes
+ */
 export function mergeConfig(
   file: CompileConfigInput,
   flags: Readonly<Record<string, unknown>> | object,
+  path?: string,
 ): CompileConfig {
   const known = Object.keys(compileConfig.shape);
   // A flag given twice arrives as an array: the last one counts, as in most tools.
@@ -97,10 +130,22 @@ export function mergeConfig(
   const parsed = compileConfig.safeParse({ ...file, ...given });
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0]!;
-  const key = issue.path.join('.');
+  if (issue.code === 'unrecognized_keys' && issue.path.length === 0) {
+    const near = nearestWord(issue.keys[0]!, known);
+    throw new NpucError('CL002', {
+      message: `there is no key ${issue.keys[0]}`,
+      ...(path === undefined ? {} : { where: path }),
+      hint: near ? `did you mean ${near}?` : `the keys are ${known.join(', ')}`,
+    });
+  }
+  const key = String(issue.path[0]) as keyof typeof compileConfig.shape;
+  const takes = compileConfig.shape[key].description ?? issue.message;
+  if (key in given) {
+    const flag = `--${key.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+    throw new NpucError('CL002', { message: `${flag} takes ${takes}`, hint: 'npuc compile --help lists the options' });
+  }
   throw new NpucError('CL002', {
-    message: key ? `${key}: ${issue.message}` : issue.message,
-    where: key in given ? `--${key}` : 'the configuration file',
-    hint: 'npuc compile --help lists the options',
+    message: `${issue.path.join('.')} takes ${takes}`,
+    ...(path === undefined ? {} : { where: path }),
   });
 }

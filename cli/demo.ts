@@ -7,6 +7,7 @@ import { findToolchain, hostObstacle, installToolchain } from '../targets/qnn/to
 import type { Command } from './commands.ts';
 import { compileOptions } from './compile.ts';
 import { mergeConfig } from './config.ts';
+import { textFlag } from './flags.ts';
 
 interface DemoArguments {
   readonly out: string;
@@ -21,7 +22,7 @@ export const demoCommand: Command = {
   describe: 'compile the trained model that comes with npuc and show its report',
   builder: (args: Argv) =>
     args
-      .option('out', { alias: 'o', type: 'string', default: 'build/demo' })
+      .option('out', textFlag('output folder', { alias: 'o', default: 'build/demo' }))
       .option('accept-licence', {
         type: 'boolean',
         default: false,

@@ -2,6 +2,7 @@ import type { Argv } from 'yargs';
 import { defaultText, readTokens } from '../calibration/texts.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
 import type { Command } from './commands.ts';
+import { numberFlag, textFlag } from './flags.ts';
 
 interface DiffArguments {
   readonly reference: string;
@@ -22,10 +23,10 @@ export const diffCommand: Command = {
     args
       .positional('reference', { type: 'string', demandOption: true })
       .positional('other', { type: 'string', demandOption: true })
-      .option('evaluate', { type: 'string', describe: 'held-out text (default: one that comes with npuc)' })
-      .option('tokens', { type: 'number', default: 1024, describe: 'tokens of it' })
-      .option('window', { type: 'number', default: 256, describe: 'tokens per window' })
-      .option('max-ratio', { type: 'number', describe: 'exit 1 when the perplexity ratio is above' })
+      .option('evaluate', textFlag('held-out text (default: one that comes with npuc)'))
+      .option('tokens', numberFlag('tokens', 'tokens of it', { whole: true, least: 16 }, { default: 1024 }))
+      .option('window', numberFlag('window', 'tokens per window', { whole: true, least: 2 }, { default: 256 }))
+      .option('max-ratio', numberFlag('max-ratio', 'exit 1 when the perplexity ratio is above', { above: 0 }))
       .example('$0 diff ./SmolLM2 build:tflite --tokens 512', '')
       .example('$0 diff build:onnx build:qnn --max-ratio 1.01', ''),
   run: async (args: DiffArguments) => {

@@ -2,6 +2,7 @@ import type { Argv } from 'yargs';
 import { NpucError } from '../compiler/errors.ts';
 import { generateTokens } from '../compiler/runtime/generate.ts';
 import type { Command } from './commands.ts';
+import { numberFlag, textFlag } from './flags.ts';
 
 interface GenerateArguments {
   readonly folder: string;
@@ -23,22 +24,32 @@ export const generateCommand: Command = {
   builder: (args: Argv) =>
     args
       .positional('folder', { type: 'string', demandOption: true, describe: 'output folder of npuc compile' })
-      .option('target', { type: 'string', describe: 'onnx, tflite or qnn (default: the first there is)' })
-      .option('prompt', { alias: 'p', type: 'string', demandOption: true })
+      .option('target', textFlag('onnx, tflite or qnn (default: the first there is)'))
+      .option('prompt', textFlag('text to go on from', { alias: 'p', demandOption: true }))
       .option('chat', {
         type: 'boolean',
         default: false,
         describe: "put the prompt into the checkpoint's chat template",
       })
-      .option('max-tokens', { alias: 'n', type: 'number', default: 64 })
-      .option('temperature', { type: 'number', default: 0, describe: '0 is greedy' })
-      .option('top-k', { type: 'number', default: 0, describe: '0 is all' })
-      .option('top-p', { type: 'number', default: 1 })
-      .option('seed', { type: 'number', default: 0 })
+      .option(
+        'max-tokens',
+        numberFlag('max-tokens', 'tokens to write', { whole: true, least: 1 }, { alias: 'n', default: 64 }),
+      )
+      .option('temperature', numberFlag('temperature', '0 is greedy', { least: 0 }, { default: 0 }))
+      .option(
+        'top-k',
+        numberFlag('top-k', 'sample from the k likeliest tokens; 0 is all', { whole: true, least: 0 }, { default: 0 }),
+      )
+      .option(
+        'top-p',
+        numberFlag('top-p', 'sample from the likeliest tokens of this share', { above: 0, most: 1 }, { default: 1 }),
+      )
+      .option(
+        'seed',
+        numberFlag('seed', 'the same seed gives the same text', { whole: true, least: 0 }, { default: 0 }),
+      )
       .example('$0 generate build/ --target tflite --prompt "The capital of France is"', ''),
   run: async (args: GenerateArguments) => {
-    if (!(args.maxTokens > 0))
-      throw new NpucError('CL001', { message: `--max-tokens ${args.maxTokens} is not a positive number` });
     const { openCompiled } = await import('./jobs/open-compiled.ts');
     const { session, tokenizer, target } = await openCompiled(args.folder, args.target);
     try {

@@ -1,9 +1,10 @@
 #!/usr/bin/env node
-import yargs from 'yargs';
+import yargs, { type FallbackCompletionFunction } from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import { formatError, NpucError } from '../compiler/errors.ts';
 import { COMMANDS } from './commands.ts';
 import { version } from './jobs/version.ts';
+import { describeUsage, UsageError } from './usage.ts';
 
 /** Runs the command line and gives its exit code. */
 export async function runCommandLine(args: readonly string[]): Promise<number> {
@@ -19,14 +20,16 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
       .option('quiet', { alias: 'q', type: 'boolean', default: false, describe: 'no progress on stderr', global: true })
       .strict()
       .demandCommand(1, 'give a command')
-      .recommendCommands()
       .version(version())
       .alias('h', 'help')
-      .completion('completion', 'prints a completion script for bash or zsh')
+      .completion('completion', 'prints a completion script for bash or zsh', completeWord)
+      // Help and errors are in one language, whatever the environment says.
+      .locale('en')
       .wrap(Math.min(100, process.stdout.columns ?? 100))
       .exitProcess(false)
       .fail((message, error) => {
-        throw error ?? new NpucError('CL001', { message, hint: 'npuc --help, or npuc <command> --help' });
+        // The parser's own errors, and those of a flag that refuses its value, come as YError.
+        throw error && error.name !== 'YError' ? error : new UsageError(message);
       });
     for (const command of COMMANDS) {
       parser.command({
@@ -39,9 +42,16 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
     await parser.parseAsync();
     return code;
   } catch (error) {
-    return reportError(error, json);
+    return reportError(error instanceof UsageError ? await describeUsage(error, args, COMMANDS) : error, json);
   }
 }
+
+/**
+ * Completes a word. Where it does not begin with a dash, a file is wanted at least as often as a flag, and the shell
+ * completes files when nothing else is offered.
+ */
+const completeWord: FallbackCompletionFunction = (current, _, complete, done) =>
+  complete((_error, words = []) => done(words.filter((word) => current.startsWith('-') || !word.startsWith('-'))));
 
 /** Prints an error for people, or as JSON, and gives the exit code that fits. */
 function reportError(error: unknown, json: boolean): number {

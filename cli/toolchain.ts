@@ -10,6 +10,7 @@ import {
   toolchainStatus,
 } from '../targets/qnn/toolchain.ts';
 import type { Command } from './commands.ts';
+import { textFlag } from './flags.ts';
 import { formatBytes } from './render-plan.ts';
 
 interface ToolchainArguments {
@@ -34,7 +35,7 @@ export const toolchainCommand: Command = {
         describe: 'qnn: Qualcomm HTP compiler and simulator (Linux x64)',
       })
       .option('accept-licence', { type: 'boolean', default: false, describe: "you accept the vendor's licence" })
-      .option('wheels', { type: 'string', describe: 'folder with the wheels already downloaded' })
+      .option('wheels', textFlag('folder with the wheels already downloaded'))
       .example('$0 toolchain install qnn --accept-licence', ''),
   run: async (args: ToolchainArguments) => {
     if (args.name !== 'qnn')

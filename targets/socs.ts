@@ -1,4 +1,5 @@
 import { NpucError } from '../compiler/errors.ts';
+import { editDistance } from '../compiler/nearest.ts';
 
 /** Hexagon Tensor Processor architectures that the pinned toolchain compiles for. */
 export type HtpArch = 68 | 69 | 73 | 75 | 79 | 81;
@@ -120,7 +121,7 @@ export function findSoc(name: string): Soc {
   const match = SOCS.find((soc) => namesOf(soc).some((known) => normalize(known) === wanted));
   if (match) return match;
   const nearest = SOCS.flatMap((soc) =>
-    namesOf(soc).map((known) => ({ soc, distance: distance(normalize(known), wanted) })),
+    namesOf(soc).map((known) => ({ soc, distance: editDistance(normalize(known), wanted) })),
   )
     .sort((a, b) => a.distance - b.distance)
     .map(({ soc }) => soc);
@@ -172,17 +173,4 @@ function normalize(name: string): string {
     .replace(/\b(qualcomm|snapdragon|mobile|platform)\b|[™®]/g, '')
     .replace(/ plus\b/g, '+')
     .replace(/[\s_-]/g, '');
-}
-
-/** Levenshtein distance. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next.push(Math.min(next[j - 1]! + 1, row[j]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
-    }
-    row = next;
-  }
-  return row[b.length]!;
 }

@@ -35,6 +35,7 @@ const llamaConfig = z.object({
   tie_word_embeddings: z.boolean().default(false),
   attention_bias: z.boolean().default(false),
   mlp_bias: z.boolean().default(false),
+  quantization_config: z.looseObject({ quant_method: z.unknown() }).nullish(),
 });
 
 /** How rotary frequencies are made from the config (transformers' modeling_rope_utils names). */
@@ -62,6 +63,9 @@ export interface DecoderConfig {
   readonly epsilon: number;
   readonly rope: RopeConfig;
   readonly tiedEmbeddings: boolean;
+  /** Biases that must be there; others are taken where they are. */
+  readonly attentionBias?: boolean;
+  readonly mlpBias?: boolean;
 }
 
 /** Architectures that build a decoder. */
@@ -92,6 +96,10 @@ export function parseDecoderConfig(raw: unknown, where: string): DecoderConfig {
   const refuse = (message: string): never => {
     throw new NpucError('IM402', { message: `config.json: ${message}`, where });
   };
+  if (config.quantization_config) {
+    const method = String(config.quantization_config.quant_method ?? 'quantized');
+    refuse(`the weights are quantized already (${method}): npuc starts from floats`);
+  }
   if (config.hidden_act !== 'silu') refuse(`hidden_act ${config.hidden_act} is not supported (silu is)`);
   const heads = config.num_attention_heads;
   const keyValueHeads = config.num_key_value_heads ?? heads;
@@ -124,5 +132,7 @@ export function parseDecoderConfig(raw: unknown, where: string): DecoderConfig {
       originalPositions: scaling?.original_max_position_embeddings ?? config.max_position_embeddings,
     },
     tiedEmbeddings: config.tie_word_embeddings,
+    attentionBias: config.attention_bias,
+    mlpBias: config.mlp_bias,
   };
 }

@@ -1,4 +1,5 @@
 import { NpucError } from '../../errors.ts';
+import type { DType } from '../../ir/dtype.ts';
 import { floatAttribute, Graph, intAttribute, intsAttribute, Module, tensorType, type Value } from '../../ir/graph.ts';
 import { Tensor, toFloats, transposeTensor } from '../../ir/tensor.ts';
 import type { DecoderConfig } from './config.ts';
@@ -6,6 +7,9 @@ import { inverseFrequencies, rotaryTables } from './rope.ts';
 
 /** The weights of a decoder as f32 tensors under their Hugging Face names; linear weights are [K, N], lazily transposed. */
 export type DecoderWeights = ReadonlyMap<string, Tensor>;
+
+/** Element types of weights; 8-bit floats and integers mean nothing without the scales of the format they belong to. */
+const FLOATS: ReadonlySet<DType> = new Set(['f32', 'f16', 'bf16', 'f64']);
 
 /** A tensor read as f32 whenever asked for; f32 tensors are returned as they are. */
 export function floatTensor(source: Tensor): Tensor {
@@ -22,7 +26,7 @@ export function floatTensor(source: Tensor): Tensor {
 /**
  * Finds every weight that the config calls for, checks its shape and prepares it lazily.
  * The attention scale 1 / sqrt(headDim) is folded into q_proj, since no NPU contract wants it as a node of its own.
- * @throws IM403 a tensor is missing, IM404 its shape does not fit the config
+ * @throws IM403 a tensor is missing, IM404 its shape does not fit the config, or its elements are no floats
  */
 export function collectWeights(
   config: DecoderConfig,
@@ -37,7 +41,17 @@ export function collectWeights(
       throw new NpucError('IM403', {
         message: `the checkpoint has no tensor ${name}`,
         where,
-        hint: 'is every shard there?',
+        hint:
+          name === 'lm_head.weight'
+            ? 'is every shard there? a head that is the embedding needs tie_word_embeddings in config.json'
+            : 'is every shard there?',
+      });
+    }
+    if (!FLOATS.has(tensor.dtype)) {
+      throw new NpucError('IM404', {
+        message: `${name} is ${tensor.dtype}: npuc starts from float weights`,
+        where,
+        hint: 'take the checkpoint that this one was quantized from',
       });
     }
     if (tensor.shape.length !== shape.length || tensor.shape.some((dim, i) => dim !== shape[i])) {
@@ -48,10 +62,10 @@ export function collectWeights(
     }
     return floatTensor(tensor);
   };
-  const linear = (name: string, outputs: number, inputs: number, scale = 1): void => {
+  const linear = (name: string, outputs: number, inputs: number, hasBias: boolean, scale = 1): void => {
     const rows = find(`${name}.weight`, [outputs, inputs]);
     weights.set(`${name}.weight`, transposeTensor(scale === 1 ? rows : scaleTensor(rows, scale)));
-    if (tensors.has(`${name}.bias`)) {
+    if (hasBias || tensors.has(`${name}.bias`)) {
       const bias = find(`${name}.bias`, [outputs]);
       weights.set(`${name}.bias`, scale === 1 ? bias : scaleTensor(bias, scale));
     }
@@ -62,17 +76,19 @@ export function collectWeights(
     const at = `model.layers.${layer}`;
     weights.set(`${at}.input_layernorm.weight`, find(`${at}.input_layernorm.weight`, [hiddenSize]));
     weights.set(`${at}.post_attention_layernorm.weight`, find(`${at}.post_attention_layernorm.weight`, [hiddenSize]));
-    linear(`${at}.self_attn.q_proj`, heads * headDim, hiddenSize, 1 / Math.sqrt(headDim));
-    linear(`${at}.self_attn.k_proj`, keyValueHeads * headDim, hiddenSize);
-    linear(`${at}.self_attn.v_proj`, keyValueHeads * headDim, hiddenSize);
-    linear(`${at}.self_attn.o_proj`, hiddenSize, heads * headDim);
-    linear(`${at}.mlp.gate_proj`, intermediateSize, hiddenSize);
-    linear(`${at}.mlp.up_proj`, intermediateSize, hiddenSize);
-    linear(`${at}.mlp.down_proj`, hiddenSize, intermediateSize);
+    const { attentionBias = false, mlpBias = false } = config;
+    linear(`${at}.self_attn.q_proj`, heads * headDim, hiddenSize, attentionBias, 1 / Math.sqrt(headDim));
+    linear(`${at}.self_attn.k_proj`, keyValueHeads * headDim, hiddenSize, attentionBias);
+    linear(`${at}.self_attn.v_proj`, keyValueHeads * headDim, hiddenSize, attentionBias);
+    // Checkpoints of families without a bias here say attention_bias all the same.
+    linear(`${at}.self_attn.o_proj`, hiddenSize, heads * headDim, false);
+    linear(`${at}.mlp.gate_proj`, intermediateSize, hiddenSize, mlpBias);
+    linear(`${at}.mlp.up_proj`, intermediateSize, hiddenSize, mlpBias);
+    linear(`${at}.mlp.down_proj`, hiddenSize, intermediateSize, mlpBias);
   }
   weights.set('model.norm.weight', find('model.norm.weight', [hiddenSize]));
-  const tied = config.tiedEmbeddings || !tensors.has('lm_head.weight');
-  weights.set('lm_head.weight', transposeTensor(tied ? embedding : find('lm_head.weight', [vocabSize, hiddenSize])));
+  const head = config.tiedEmbeddings ? embedding : find('lm_head.weight', [vocabSize, hiddenSize]);
+  weights.set('lm_head.weight', transposeTensor(head));
   return weights;
 }
 

@@ -1,17 +1,15 @@
 import type { QuantizedDecoder } from '../calibration/quantize-decoder.ts';
 import type { DecoderModel } from '../compiler/import/decoder-model.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
-import type { Graph, Module } from '../compiler/ir/graph.ts';
+import type { Module } from '../compiler/ir/graph.ts';
 import type { TensorData } from '../compiler/ir/tensor.ts';
 import { wasmKernels } from '../compiler/kernels/index.ts';
 import { DecoderSession } from '../compiler/runtime/decoder-session.ts';
 import { openModule } from '../compiler/runtime/engine.ts';
 import type { Runner } from '../compiler/runtime/runner.ts';
+import { groupByBytes, tapModule } from '../compiler/runtime/taps.ts';
 import { makeProtocol } from '../passes/protocol.ts';
-import { attributeNoise, comparedInputs, compareValues, tapModule, type ValueComparison } from './compare-values.ts';
-
-/** Bytes of activations that are in memory at a time, per graph. */
-const GROUP_BYTES = 64 << 20;
+import { attributeNoise, comparedInputs, compareValues, type ValueComparison } from './compare-values.ts';
 
 /**
  * Every value of one prefill chunk, the target's QDQ graph against the float graph in the same contract. Both run on ONNX
@@ -47,21 +45,6 @@ export async function compareGraphValues(
     await reference.close();
     await other.close();
   }
-}
-
-function groupByBytes(graph: Graph, names: readonly string[]): string[][] {
-  const groups: string[][] = [];
-  let bytes = Number.POSITIVE_INFINITY;
-  for (const name of names) {
-    const size = graph.find(name)!.dims.reduce((a, b) => a * b, 4);
-    if (bytes + size > GROUP_BYTES) {
-      groups.push([]);
-      bytes = 0;
-    }
-    groups.at(-1)!.push(name);
-    bytes += size;
-  }
-  return groups;
 }
 
 interface Taps {

@@ -1,15 +1,13 @@
 import { clampedValues } from '../calibration/precision.ts';
 import type { QuantizedGraph } from '../calibration/quantize-graph.ts';
-import type { Graph, Value } from '../compiler/ir/graph.ts';
+import type { Value } from '../compiler/ir/graph.ts';
 import { wasmKernels } from '../compiler/kernels/index.ts';
 import { createDifferenceSums, type DifferenceSums } from '../compiler/kernels/kernels.ts';
 import { openModule } from '../compiler/runtime/engine.ts';
 import type { Runner, Tensors } from '../compiler/runtime/runner.ts';
+import { groupByBytes, runTaps, tapModule } from '../compiler/runtime/taps.ts';
 import { addDifference, describeSums } from './compare-runs.ts';
-import { attributeNoise, comparedInputs, tapModule, type ValueComparison } from './compare-values.ts';
-
-/** Bytes of activations that are in memory at a time, per graph. */
-const GROUP_BYTES = 64 << 20;
+import { attributeNoise, comparedInputs, type ValueComparison } from './compare-values.ts';
 
 /**
  * Every encoded value of a quantized graph, in order of computation, against the same value in float, over all samples.
@@ -53,13 +51,9 @@ export async function compareTaps(
   const names = comparedNames(quantized);
   const graph = quantized.module.graph();
   const sums = new Map<string, DifferenceSums>(names.map((name) => [name, createDifferenceSums()]));
-  for (const group of groupByBytes(graph, names)) {
-    for (const feed of feeds) {
-      const expected = await reference.run(feed, group);
-      const got = await other.run(feed, group);
-      for (const name of group) addDifference(sums.get(name)!, expected, got, name, wasmKernels);
-    }
-  }
+  await runTaps(reference, other, groupByBytes(graph, names), feeds, (name, expected, got) =>
+    addDifference(sums.get(name)!, expected, got, name, wasmKernels),
+  );
   const values = names.map((name): ValueComparison => {
     const { sqnr, cosine, maxError } = describeSums(name, sums.get(name)!);
     const value = graph.find(name)!;
@@ -67,19 +61,4 @@ export async function compareTaps(
     return { name, from: value.producer?.from ?? [], sqnr, cosine, maxError, maxSteps: maxError / scale! };
   });
   return attributeNoise(values, comparedInputs(graph, new Set(names)));
-}
-
-function groupByBytes(graph: Graph, names: readonly string[]): string[][] {
-  const groups: string[][] = [];
-  let bytes = Number.POSITIVE_INFINITY;
-  for (const name of names) {
-    const size = 4 * graph.find(name)!.dims.reduce((product, dim) => product * dim, 1);
-    if (bytes + size > GROUP_BYTES) {
-      groups.push([]);
-      bytes = 0;
-    }
-    groups.at(-1)!.push(name);
-    bytes += size;
-  }
-  return groups;
 }

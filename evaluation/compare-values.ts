@@ -1,6 +1,5 @@
-import { cloneModule } from '../compiler/ir/clone.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
-import type { Graph, Module, Value } from '../compiler/ir/graph.ts';
+import type { Graph, Value } from '../compiler/ir/graph.ts';
 import { type TensorData, toFloats } from '../compiler/ir/tensor.ts';
 import { cosineSimilarity, createDifferenceSums, type Kernels, signalToNoise } from '../compiler/kernels/kernels.ts';
 
@@ -19,17 +18,6 @@ export interface ValueComparison {
    * where no input was compared; negative where noise averages out.
    */
   readonly noiseAdded?: number;
-}
-
-/** A copy of a module whose graph also gives the named values: a tap build. Taps can change what a runtime fuses. */
-export function tapModule(module: Module, names: Iterable<string>): Module {
-  const copy = cloneModule(module);
-  const graph = copy.graph();
-  for (const name of names) {
-    const value = graph.find(name);
-    if (value && !graph.isOutput(value)) graph.outputs.push(value);
-  }
-  return copy;
 }
 
 /**
@@ -84,20 +72,30 @@ export function comparedInputs(graph: Graph, compared: ReadonlySet<string>): Map
   return inputs;
 }
 
+/** Inputs under this share of noise, 60 dB, count as exact: tables and masks. */
+const EXACT = 1e-6;
+
 /**
  * Adds to each value the noise that it brings in itself: where an error is made, not where it is passed on. dB would not do:
- * the first rounding of a clean value loses most of them and may not matter.
+ * the first rounding of a clean value loses most of them and may not matter. A mask is most of the signal of masked scores,
+ * so that their noise looks small until softmax takes the mask away: a value of one noisy input hands that input's noise on.
+ * @param values in order of computation
  */
 export function attributeNoise(
   values: readonly ValueComparison[],
   inputs: ReadonlyMap<string, readonly string[]>,
 ): ValueComparison[] {
-  const noise = new Map(values.map((value) => [value.name, noiseShare(value.sqnr)]));
+  const passedOn = new Map<string, number>();
   return values.map((value) => {
-    const before = (inputs.get(value.name) ?? []).map((name) => noise.get(name)).filter((each) => each !== undefined);
-    if (before.length === 0) return value;
-    const noiseAdded = noise.get(value.name)! - Math.max(...before);
-    return Number.isNaN(noiseAdded) ? value : { ...value, noiseAdded };
+    const noise = noiseShare(value.sqnr);
+    const before = (inputs.get(value.name) ?? [])
+      .map((name) => passedOn.get(name))
+      .filter((each) => each !== undefined);
+    const worst = Math.max(...before);
+    const noisy = before.filter((each) => each > EXACT).length;
+    passedOn.set(value.name, noisy === 1 ? Math.max(noise, worst) : noise);
+    const noiseAdded = noise - worst;
+    return before.length === 0 || Number.isNaN(noiseAdded) ? value : { ...value, noiseAdded };
   });
 }
 

@@ -4,9 +4,8 @@ import { readTokens } from '../calibration/texts.ts';
 import type { DecoderModel } from '../compiler/import/decoder-model.ts';
 import type { Progress } from '../compiler/progress.ts';
 import { DecoderSession } from '../compiler/runtime/decoder-session.ts';
-import { openModule } from '../compiler/runtime/engine.ts';
+import { openModules } from '../compiler/runtime/engine.ts';
 import { generateGreedy } from '../compiler/runtime/generate.ts';
-import type { Runner } from '../compiler/runtime/runner.ts';
 import { plainContract } from '../passes/io-contract.ts';
 import { makeProtocol } from '../passes/protocol.ts';
 import { decoderTargets } from '../targets/index.ts';
@@ -60,9 +59,19 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   const tokenizer = checkpoint.tokenizer!;
   const chunk = Math.max(...inputs.tokens);
   const text = readTokens(options.text, tokenizer, options.tokens, Math.min(options.tokens, 64));
-  const graphs = new Map<number, Runner>();
-  for (const size of [chunk, 1]) graphs.set(size, await openModule(buildPlainDecoder(config, weights, size, cache)));
-  const float = new DecoderSession({ protocol: makeProtocol(config, plainContract, cache), graphs });
+  // Before the float model is opened for text: at most two graphs with float weights are open at a time.
+  const values = new Map<TargetName, ValueComparison[]>();
+  for (const [name, decoder] of inputs.decoders) {
+    progress.stage(`compare values of ${name}`);
+    values.set(name, await compareGraphValues(decoder, model, chunk, cache, [...prefix, ...text.ids].slice(0, chunk)));
+  }
+  progress.stage('open float model');
+  const sizes = [...new Set([chunk, 1])];
+  const runners = await openModules(sizes.map((size) => buildPlainDecoder(config, weights, size, cache)));
+  const float = new DecoderSession({
+    protocol: makeProtocol(config, plainContract, cache),
+    graphs: new Map(sizes.map((size, i) => [size, runners[i]!])),
+  });
   const tied = config.tiedEmbeddings || !checkpoint.tensors.has('lm_head.weight');
   const parameters = [...weights]
     .filter(([name]) => !(tied && name === 'lm_head.weight'))
@@ -73,7 +82,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   try {
     const prompt = [...prefix, ...tokenizer.encode(options.prompt, { addSpecialTokens: false })];
     samples.float = tokenizer.decode(await generateGreedy(float, prompt, options.sampleTokens, tokenizer.eosIds));
-    const shared = { inputs, float, ids: text.ids, prompt, chunk, parameters };
+    const shared = { inputs, values, float, ids: text.ids, prompt, chunk, parameters };
     for (const [name, target] of Object.entries(inputs.targets) as [TargetName, ManifestTarget][]) {
       progress.stage(`evaluate ${name}`);
       const { report, sample } = await evaluateTarget(name, target, shared);
@@ -106,6 +115,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
 
 interface Shared {
   readonly inputs: EvaluationInputs;
+  readonly values: ReadonlyMap<TargetName, readonly ValueComparison[]>;
   readonly float: DecoderSession;
   /** The held-out text. */
   readonly ids: readonly number[];
@@ -118,20 +128,19 @@ interface Shared {
 async function evaluateTarget(
   name: TargetName,
   target: ManifestTarget,
-  { inputs, float, ids, prompt, chunk, parameters }: Shared,
+  shared: Shared,
 ): Promise<{ report: TargetReport; sample?: string }> {
+  const { inputs, float, ids, prompt, chunk, parameters } = shared;
   const { model, options, progress, cache, prefix } = inputs;
+  const values = shared.values.get(name)!;
   const decoder = inputs.decoders.get(name)!;
   const tokenizer = model.checkpoint.tokenizer!;
   const started = performance.now();
   const firstChunk = [...prefix, ...ids].slice(0, chunk);
-  const values = await compareGraphValues(decoder, model, chunk, cache, firstChunk);
   const session = await inputs.open(name);
   try {
     const slow = name === 'qnn' && parameters > options.simulateBelow;
-    const logits = slow
-      ? undefined
-      : await evaluateText(name, target, session, { inputs, float, ids, prompt, chunk, parameters });
+    const logits = slow ? undefined : await evaluateText(name, target, session, shared);
     const chunkReport = slow ? await compareChunk(float, session, firstChunk.slice(prefix.length), prefix) : undefined;
     const reference = await decoderTargets[name].openReference?.(inputs.folder, target);
     const twinSqnr = reference && (await chunkSqnr(reference, session, firstChunk));

@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import type { QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
 import { NpucError } from '../../compiler/errors.ts';
@@ -26,6 +26,8 @@ import { provideTwins } from './twins.ts';
 
 /** The weights of all QDQ models. */
 const DATA = 'weights.data';
+/** Sources up to this size are compiled by the simulator itself, each time they are opened. */
+const DIRECT_BYTES = 32 << 20;
 
 /**
  * Makes every quantized input and output an integer port: otherwise Quantize and Dequantize nodes stay in the graph at
@@ -103,19 +105,27 @@ export const qnnTarget: DecoderTarget = {
   },
   async open(folder, target, options): Promise<DecoderSession> {
     const toolchain = options.toolchain ?? requireToolchain('qnn');
-    const paths = target.facts.shared
-      ? await provideTwins(
-          toolchain,
-          target.graphs.map((graph) => sourceOf(folder, graph)),
-          Number(target.facts.soc),
-        )
-      : target.graphs.map((graph) => join(folder, graph.file));
+    const sources = target.graphs.map((graph) => sourceOf(folder, graph));
+    // Reloading a context crashes the simulator on some small graphs (LPBQ, 512 inputs, block 64) that it runs well when
+    // it compiles them itself, which takes a second at this size.
+    const direct = statSync(join(folder, 'qnn', 'qdq', DATA)).size < DIRECT_BYTES;
+    const paths = direct
+      ? sources.map((source) => source.path)
+      : target.facts.shared
+        ? await provideTwins(toolchain, sources, Number(target.facts.soc))
+        : target.graphs.map((graph) => join(folder, graph.file));
     const graphs = new Map<number, Runner>();
     const host = await NativeHost.start(toolchain);
     try {
       for (const [index, graph] of target.graphs.entries()) {
-        // A context binary knows its SoC; asking for one again can refuse it (facts qnn-htp, pitfall 5).
-        graphs.set(graph.tokens, await host.openSession(paths[index]!, { provider: 'qnn' }));
+        // A compiled context knows its SoC; asking for one again can refuse it (facts qnn-htp, pitfall 5).
+        graphs.set(
+          graph.tokens,
+          await host.openSession(paths[index]!, {
+            provider: 'qnn',
+            ...(direct ? { soc: Number(target.facts.soc) } : {}),
+          }),
+        );
       }
     } catch (error) {
       await host.close();

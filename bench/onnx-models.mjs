@@ -1,6 +1,6 @@
 // Every ONNX model of the material, every scheme: dB of the outputs against the untouched float model, on ONNX Runtime and
 // on the HTP simulator, and whether HTP takes the whole graph.
-// npm run -s build && node bench/onnx-models.mjs [--write] [model..] [--scheme w8a8,w8a16,fp16]
+// npm run -s build && node bench/onnx-models.mjs [--write] [--text] [model..] [--scheme w8a8,w8a16,fp16] [--range min-max]
 // --write puts the table into docs/onnx-models.md.
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -171,6 +171,8 @@ const decibels = (outputs) => {
 const words = process.argv.slice(2);
 const flag = words.indexOf('--scheme');
 const schemes = flag < 0 ? ['w8a8', 'w8a16', 'fp16'] : words.splice(flag, 2)[1].split(',');
+const range = words.indexOf('--range');
+const extra = range < 0 ? {} : { range: words.splice(range, 2)[1] };
 const write = words.includes('--write');
 const show = words.includes('--text');
 const names = words.filter((word) => !word.startsWith('--'));
@@ -181,7 +183,7 @@ const rows = [
 ];
 for (const name of names.length > 0 ? names : Object.keys(MODELS)) {
   for (const scheme of schemes) {
-    const { report, seconds } = await measure(name, scheme, {});
+    const { report, seconds } = await measure(name, scheme, extra);
     const { onnx, qnn } = report.targets;
     const why = report.remarks.find((remark) => remark.startsWith('qnn is left out'));
     const htp = qnn ? [decibels(qnn.outputs), decibels(qnn.twin), 'yes'] : ['-', '-', `no: ${why}`];

@@ -125,7 +125,7 @@ export function planPrecision(
     );
     if (override) {
       bits = override.activation!;
-      why = `override ${override.match}`;
+      why = override.why ?? `override ${override.match}`;
     }
     nodes.set(node, bits);
     for (const output of node.outputs) {

@@ -10,6 +10,7 @@ import { correctBiases, replaceBiases } from './correct-biases.ts';
 import { collectGraphStatistics } from './graph-statistics.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import { isReal } from './precision.ts';
+import { promoteValues } from './promote-values.ts';
 import type { NumberFormat, Recipe } from './recipe.ts';
 import { encodeWeights } from './weights.ts';
 
@@ -57,15 +58,34 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     ...(inputs.open ? { open: inputs.open } : {}),
     ...(inputs.onProgress ? { onProgress: inputs.onProgress } : {}),
   });
-  const module = cloneModule(float);
-  const graph = module.graph();
-  prepareGraph(graph, opset, recipe, format, statistics);
-  const decided = planQuantization(graph, opset, recipe, format, statistics);
-  const plan = { ...decided, remarks: [...decided.remarks, ...describeFloatNodes(graph, opset)] };
-  const weightEncodings = await encodeWeights(graph, plan, statistics, kernels);
-  replaceBiases(graph, await correctBiases(float, weightEncodings, inputs.feeds, inputs.open));
-  applyPlan(graph, opset, plan, weightEncodings);
-  return { module, float, recipe, format, plan };
+  const quantize = async (chosen: Recipe): Promise<{ module: Module; plan: Plan }> => {
+    const module = cloneModule(float);
+    const graph = module.graph();
+    prepareGraph(graph, opset, chosen, format, statistics);
+    const plan = planQuantization(graph, opset, chosen, format, statistics);
+    const weights = await encodeWeights(graph, plan, statistics, kernels);
+    replaceBiases(graph, await correctBiases(float, weights, inputs.feeds, inputs.open));
+    applyPlan(graph, opset, plan, weights);
+    return { module, plan };
+  };
+  // The rows of an image are no rows of a language model: what 8 bits cost is measured, not guessed from them.
+  const measured: Recipe = { ...recipe, promoteBelow: Number.NEGATIVE_INFINITY };
+  const promotions =
+    recipe.activation === 8
+      ? await promoteValues({
+          float,
+          recipe: measured,
+          format,
+          feeds: inputs.feeds,
+          kernels,
+          quantize: async (chosen) => (await quantize(chosen)).module,
+          ...(inputs.open ? { open: inputs.open } : {}),
+          ...(inputs.onProgress ? { onProgress: inputs.onProgress } : {}),
+        })
+      : { overrides: [], remarks: [] };
+  const { module, plan } = await quantize({ ...measured, overrides: [...recipe.overrides, ...promotions.overrides] });
+  const remarks = [...promotions.remarks, ...plan.remarks, ...describeFloatNodes(module.graph(), opset)];
+  return { module, float, recipe, format, plan: { ...plan, remarks } };
 }
 
 /** @throws QT121: integers are chosen for 32-bit floats only, as QuantizeLinear of most runtimes takes nothing else */

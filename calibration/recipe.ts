@@ -15,6 +15,8 @@ export interface Override {
   readonly match: string;
   readonly weight?: WeightForm;
   readonly activation?: 8 | 16;
+  /** Why, where it is not the user's own choice. */
+  readonly why?: string;
 }
 
 /** What quantization is asked for. A plan says what it became. */

@@ -4,11 +4,11 @@ import type { Encoding } from '../../compiler/ir/encoding.ts';
 import type { TensorData } from '../../compiler/ir/tensor.ts';
 import { parseModule } from '../../compiler/ir/text.ts';
 import { plainKernels } from '../../compiler/kernels/index.ts';
+import { tapModule, tapModule } from '../../compiler/runtime/taps.ts';
 import {
   attributeNoise,
   comparedInputs,
   compareValues,
-  tapModule,
   type ValueComparison,
 } from '../../evaluation/compare-values.ts';
 
@@ -111,6 +111,30 @@ describe('attributeNoise', () => {
     expect(values[0]).not.toHaveProperty('noiseAdded');
     expect(values[1]!.noiseAdded).toBeCloseTo(0.01 - 0.0001, 12);
     expect(values[2]!.noiseAdded).toBeCloseTo(0.1 - 0.01, 12);
+  });
+
+  test('does not blame softmax for what a mask has hidden', () => {
+    const values = attributeNoise(
+      [value('scores', 20), value('mask', Number.POSITIVE_INFINITY), value('masked', 60), value('probs', 18)],
+      new Map([
+        ['masked', ['scores', 'mask']],
+        ['probs', ['masked']],
+      ]),
+    );
+    expect(values[2]!.noiseAdded).toBeLessThan(0);
+    expect(values[3]!.noiseAdded).toBeCloseTo(10 ** -1.8 - 0.01, 12);
+  });
+
+  test('a sum of two noisy values has its own noise, which may be less', () => {
+    const values = attributeNoise(
+      [value('x', 40), value('branch', 10), value('sum', 20), value('next', 19)],
+      new Map([
+        ['branch', ['x']],
+        ['sum', ['x', 'branch']],
+        ['next', ['sum']],
+      ]),
+    );
+    expect(values[3]!.noiseAdded).toBeCloseTo(10 ** -1.9 - 0.01, 12);
   });
 
   test('blames the first value that is not a number, not those after it', () => {

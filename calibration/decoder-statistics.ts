@@ -58,7 +58,8 @@ function channelValues(module: Module, layers: number): Set<string> {
   }
   for (const site of decoderSites(layers)) {
     names.add(site.value);
-    if (site.before.kind === 'linear') names.add(site.before.value);
+    const before = site.before.kind === 'linear' ? site.before.values : [];
+    for (const name of before) if (module.graph().find(name)) names.add(name);
   }
   return names;
 }

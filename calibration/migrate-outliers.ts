@@ -11,10 +11,13 @@ import { searchWeight, weightRows } from './weights.ts';
 export interface MigrationSite {
   /** The activation whose channels are scaled. */
   readonly value: string;
-  /** Weight of the norm before it, [K]; or the linear layer whose output channels carry it. */
+  /**
+   * Weight of the norm before it, [K]; or the linear layer whose output channels carry it, and the values between: with a
+   * bias there is one before and one behind the addition.
+   */
   readonly before:
     | { readonly kind: 'norm'; readonly weight: string }
-    | { readonly kind: 'linear'; readonly weight: string; readonly value: string };
+    | { readonly kind: 'linear'; readonly weight: string; readonly values: readonly string[] };
   /** Linear weights [K, N] that read it. */
   readonly readers: readonly string[];
 }
@@ -37,7 +40,11 @@ export function decoderSites(layers: number): MigrationSite[] {
       },
       {
         value: `${at}.mlp_product`,
-        before: { kind: 'linear', weight: `${module}.mlp.up_proj.weight`, value: `${at}.up_proj` },
+        before: {
+          kind: 'linear',
+          weight: `${module}.mlp.up_proj.weight`,
+          values: [`${at}.up_proj`, `${at}.up_proj.matmul`],
+        },
         readers: [`${module}.mlp.down_proj.weight`],
       },
     ] satisfies MigrationSite[];
@@ -104,10 +111,11 @@ function smoothScales(
   const weightMax = new Float32Array(count);
   for (const name of site.readers) {
     const rows = weightRows(weights.get(name)!, kernels);
-    for (let i = 0; i < rows.length; i++) {
-      const k = i % count;
-      const magnitude = Math.abs(rows[i]!);
-      if (magnitude > weightMax[k]!) weightMax[k] = magnitude;
+    for (let start = 0; start < rows.length; start += count) {
+      for (let k = 0; k < count; k++) {
+        const magnitude = Math.abs(rows[start + k]!);
+        if (magnitude > weightMax[k]!) weightMax[k] = magnitude;
+      }
     }
   }
   return Float32Array.from({ length: count }, (_, k) => {
@@ -195,7 +203,7 @@ function applyScales(
           tensor.toFloats().map((value, k) => value / scales[k]!),
         ),
       );
-    divide(site.before.value);
+    for (const name of site.before.values) if (statistics.has(name)) divide(name);
   }
   for (const name of site.readers) weights.set(name, scaleRows(weights.get(name)!, undefined, scales));
 }
@@ -207,14 +215,15 @@ function scaleRows(
   inputScales: Float32Array | undefined,
 ): Tensor {
   const rows = transposeTensor(weight);
-  const [, inputs] = rows.shape as [number, number];
+  const [outputs, inputs] = rows.shape as [number, number];
   const scaled = new Tensor('f32', rows.shape, {
     kind: 'derived',
     compute: () => {
       const floats = rows.toFloats().slice();
-      for (let i = 0; i < floats.length; i++) {
-        const factor = inputScales ? inputScales[i % inputs]! : outputScale!(Math.floor(i / inputs));
-        floats[i] = floats[i]! * factor;
+      for (let row = 0; row < outputs; row++) {
+        const start = row * inputs;
+        const factor = outputScale?.(row) ?? 1;
+        for (let k = 0; k < inputs; k++) floats[start + k] = floats[start + k]! * (inputScales?.[k] ?? factor);
       }
       return new Uint8Array(floats.buffer);
     },

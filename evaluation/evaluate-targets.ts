@@ -49,6 +49,9 @@ export interface EvaluationInputs {
   readonly progress: Progress;
 }
 
+/** Tokens of the chunk whose values are compared. */
+const PROBE_TOKENS = 64;
+
 /** Values under this SQNR are where a run is said to part from the float model. */
 const DIVERGENCE_DB = 20;
 
@@ -61,9 +64,15 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   const text = readTokens(options.text, tokenizer, options.tokens, Math.min(options.tokens, 64));
   // Before the float model is opened for text: at most two graphs with float weights are open at a time.
   const values = new Map<TargetName, ValueComparison[]>();
+  // A runtime keeps every tapped value of a graph: a smaller shape of the same graph shows the same errors in less memory.
+  const probe = Math.min(chunk, PROBE_TOKENS);
+  const probeCache = Math.min(cache, 2 * probe);
   for (const [name, decoder] of inputs.decoders) {
     progress.stage(`compare values of ${name}`);
-    values.set(name, await compareGraphValues(decoder, model, chunk, cache, [...prefix, ...text.ids].slice(0, chunk)));
+    values.set(
+      name,
+      await compareGraphValues(decoder, model, probe, probeCache, [...prefix, ...text.ids].slice(0, probe)),
+    );
   }
   progress.stage('open float model');
   const sizes = [...new Set([chunk, 1])];

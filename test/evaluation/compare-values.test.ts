@@ -4,7 +4,7 @@ import type { Encoding } from '../../compiler/ir/encoding.ts';
 import type { TensorData } from '../../compiler/ir/tensor.ts';
 import { parseModule } from '../../compiler/ir/text.ts';
 import { plainKernels } from '../../compiler/kernels/index.ts';
-import { tapModule, tapModule } from '../../compiler/runtime/taps.ts';
+import { tapModule } from '../../compiler/runtime/taps.ts';
 import {
   attributeNoise,
   comparedInputs,

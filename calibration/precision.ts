@@ -109,12 +109,17 @@ export function planPrecision(
   const overrides = recipe.overrides
     .filter((override) => override.activation)
     .map((override) => ({ ...override, expression: compileMatch(override.match) }));
+  const cacheReason = (node: Node): string | undefined =>
+    node.op === 'MatMul' && cacheBits(recipe, format) === 16 && groups.get(node.input(1))?.cache
+      ? 'a 16-bit cache is multiplied with 16-bit values only'
+      : undefined;
   const nodes = new Map<Node, Bits>();
   for (const node of graph.nodes) {
     if (!computes(node, opset)) continue;
     let bits: Bits = recipe.activation;
     let why = `scheme ${recipe.scheme}`;
-    const reason = recipe.activation === 8 ? promotionReason(node, recipe, statistics) : undefined;
+    const reason =
+      recipe.activation === 8 ? (cacheReason(node) ?? promotionReason(node, recipe, statistics)) : undefined;
     if (reason) {
       bits = 16;
       why = reason;

@@ -86,6 +86,14 @@ describe.each(['onnx', 'qnn', 'tflite'] as const)('a plan for %s', (target) => {
     }
   });
 
+  test('w8a8 with a 16-bit cache multiplies it with 16-bit values: HTP takes no 8 by 16 bit product', async () => {
+    const graph = (await quantize('w8a8', target, { cache: 16 })).stamp({ name: 'g', tokens: 16, cache: 64 }).graph();
+    const products = graph.nodes.filter((node) => node.op === 'MatMul' && node.input(1).encoding!.dtype === 'i16');
+    // LiteRT has no mixed products: the cache follows the activations there.
+    expect(products.length).toBe(target === 'tflite' ? 0 : 2 * model.config.layers);
+    for (const node of products) expect(node.input(0).encoding!.dtype, node.name).toBe('u16');
+  });
+
   test('what only moves elements shares its encoding', async () => {
     const graph = (await quantize('w8a8', target)).stamp({ name: 'g', tokens: 16, cache: 64, logits: 'all' }).graph();
     let seen = 0;

@@ -112,6 +112,7 @@ class ContractLowering {
     }
     for (const lookup of ids.consumers) {
       const rows = graph.addInput(contract.names.tokens, lookup.output().type);
+      graph.inputs.unshift(graph.inputs.pop()!);
       graph.replaceUses(lookup.output(), rows);
       graph.removeNode(lookup);
     }

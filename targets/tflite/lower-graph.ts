@@ -41,7 +41,8 @@ function lowerGraph(
   parts: ModelParts,
 ): { readonly subgraph: TfliteSubgraph; readonly signature: Omit<TfliteSignature, 'subgraph'> } {
   const lowering = new Lowering(graph, parts);
-  const inputs = graph.inputs.map((value) => lowering.addInput(value, ports));
+  // A prefill graph without logits never looks at the last layer's past: converting that on the NPU would be for nothing.
+  const inputs = graph.inputs.filter((value) => graph.isUsed(value)).map((value) => lowering.addInput(value, ports));
   for (const node of graph.nodes) if (!lowering.absorbed.has(node)) LOWERINGS[node.op]!.lower(node, lowering);
   const outputs = graph.outputs.map((value) => lowering.addOutput(value, ports));
   const subgraph = lowering.builder.graph;

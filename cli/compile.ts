@@ -73,6 +73,7 @@ export const compileCommand: Command = {
     if (args.saveConfig !== undefined) saveConfig(args.saveConfig, config);
     const options = compileOptions(config, args);
     // Loaded when needed: help and version must not wait for runtimes.
+    const { spellFigures } = await import('../evaluation/write-report.ts');
     const { compileDecoder, planDecoder } = await import('./jobs/compile-decoder.ts');
     if (args.dryRun) {
       const plan = await planDecoder(options);
@@ -82,11 +83,11 @@ export const compileCommand: Command = {
     if (options.source.endsWith('.onnx')) {
       const { compileOnnx } = await import('./jobs/compile-onnx.ts');
       const result = await compileOnnx(options, config.bind);
-      process.stdout.write(args.json ? `${JSON.stringify(result)}\n` : result.text);
+      process.stdout.write(args.json ? `${JSON.stringify(result, spellFigures)}\n` : result.text);
       return 0;
     }
     const result = await compileDecoder(options);
-    if (args.json) process.stdout.write(`${JSON.stringify(result)}\n`);
+    if (args.json) process.stdout.write(`${JSON.stringify(result, spellFigures)}\n`);
     else {
       const { renderTerminal } = await import('../evaluation/render-terminal.ts');
       process.stdout.write(`${renderTerminal(result.report)}\n${options.out}/report.html\n`);

@@ -47,12 +47,13 @@ export const demoCommand: Command = {
       },
     );
     const { compileDecoder } = await import('./jobs/compile-decoder.ts');
+    const { spellFigures } = await import('../evaluation/write-report.ts');
     const { renderTerminal } = await import('../evaluation/render-terminal.ts');
     const options = compileOptions(config, { force: false, quiet: args.quiet });
     const { report, manifest } = await compileDecoder(options);
     process.stdout.write(
       args.json
-        ? `${JSON.stringify({ manifest, report })}\n`
+        ? `${JSON.stringify({ manifest, report }, spellFigures)}\n`
         : `${renderTerminal(report)}\n${options.out}/report.html\n`,
     );
     return 0;

@@ -35,7 +35,7 @@ async function examine(): Promise<Finding[]> {
       name: 'memory',
       ok: totalmem() > 4 * 2 ** 30,
       state: `${formatBytes(freemem())} free`,
-      note: `of ${formatBytes(totalmem())}; a compile needs about 6 bytes a parameter`,
+      note: `of ${formatBytes(totalmem())}; a compile needs about 20 bytes a parameter`,
     },
   ];
   const { pickJavaScriptEngine } = await import('../compiler/runtime/engine.ts');

@@ -25,11 +25,16 @@ export function renderPlan({ sizes, recipe }: DryRun): string {
         : `${recipe.scheme}: ${recipe.weight.bits}-bit weights ${form}, ${recipe.activation}-bit activations, ${recipe.cache}-bit cache`,
     ],
     ['graphs (tokens x cache)', sizes.graphs.join(', ')],
+    ...Object.entries(sizes.targets).map(([name, target]): [string, string] => [
+      name,
+      `weights ${formatBytes(target.weightBytes)} (head ${formatBytes(target.headBytes)}), ` +
+        `embedding ${formatBytes(target.embeddingBytes)}, key/value cache ${formatBytes(target.cacheBytes)}`,
+    ]),
     [
-      'weights',
-      `${formatBytes(sizes.weightBytes)} (head ${formatBytes(sizes.headBytes)}, embedding ${formatBytes(sizes.embeddingBytes)})`,
+      'memory to compile',
+      `about ${formatBytes(sizes.memory.process)}` +
+        (sizes.memory.qnnCompiler ? `, and ${formatBytes(sizes.memory.qnnCompiler)} in the HTP compiler` : ''),
     ],
-    ['key/value cache', formatBytes(sizes.cacheBytes)],
   ];
   return `${rows.map(([name, value]) => `${name.padEnd(24)} ${value}`).join('\n')}\n`;
 }

@@ -30,9 +30,12 @@ export function writeReport(folder: string, report: Report): void {
 
 /** The text of `report.json`: figures that are not finite are the strings `Infinity`, `-Infinity` and `NaN`. */
 export function serializeReport(report: Report | ModelReport): string {
-  const write = (_key: string, value: unknown): unknown =>
-    typeof value === 'number' && !Number.isFinite(value) ? String(value) : value;
-  return `${JSON.stringify(report, write, 1)}\n`;
+  return `${JSON.stringify(report, spellFigures, 1)}\n`;
+}
+
+/** For JSON.stringify: figures that are not finite become their names, where JSON would write null. */
+export function spellFigures(_key: string, value: unknown): unknown {
+  return typeof value === 'number' && !Number.isFinite(value) ? String(value) : value;
 }
 
 /**

@@ -85,7 +85,10 @@ export async function openDecoder(
 /** The plan of a compile without doing it. */
 export async function planDecoder(options: CompileOptions): Promise<DryRun> {
   const model = await openDecoder(options);
-  return { sizes: planSizes(model.config, options.recipe, options.tokens, options.cache), recipe: options.recipe };
+  return {
+    sizes: planSizes(model.config, options.recipe, options.tokens, options.cache, options.targets),
+    recipe: options.recipe,
+  };
 }
 
 /**

@@ -1,22 +1,62 @@
-import type { Recipe } from '../../calibration/recipe.ts';
+import { cacheBits, type NumberFormat, type Recipe } from '../../calibration/recipe.ts';
 import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
+import { formatOf } from '../../targets/index.ts';
+import type { TargetName } from '../../targets/target.ts';
 
-/** Exact bytes of what a compile will make, from the configuration alone. */
-export interface SizePlan {
-  readonly parameters: number;
-  /** Linear layers, head and embedding as they will be written, scales included. */
+/** Bytes of one target's artifact and of its cache, from the configuration alone. */
+export interface TargetSizes {
+  /** Linear layers and head as they will be written, scales included. */
   readonly weightBytes: number;
-  readonly embeddingBytes: number;
   readonly headBytes: number;
+  readonly embeddingBytes: number;
   readonly cacheBytes: number;
-  /** Graphs that will be made, `tokens x cache`. */
-  readonly graphs: readonly string[];
 }
 
-/** Sizes of a decoder under a recipe; the tables of an embedding count once, the head too when it is tied. */
-export function planSizes(config: DecoderConfig, recipe: Recipe, tokens: readonly number[], cache: number): SizePlan {
-  const { hiddenSize: d, intermediateSize: f, headDim, heads, keyValueHeads, vocabSize, layers } = config;
-  const linears = [
+export interface SizePlan {
+  readonly parameters: number;
+  /** Graphs that will be made, `tokens x cache`. */
+  readonly graphs: readonly string[];
+  readonly targets: Readonly<Partial<Record<TargetName, TargetSizes>>>;
+  /** Estimated peaks of memory on this machine while compiling, bytes. */
+  readonly memory: { readonly process: number; readonly qnnCompiler?: number };
+}
+
+/** What this process holds beside the weights, and per weight: measured on SmolLM2-135M (docs/simulator.md). */
+const PROCESS_BASE = 0.35e9;
+const PROCESS_PER_WEIGHT = 20;
+/** The vendor's compiler: 0.2 GB + weights * (3.6 + 3.3 * (graphs - 1)) when graphs share (measured, facts of the toolchain). */
+const COMPILER_BASE = 0.2e9;
+
+/** Sizes of a decoder under a recipe. */
+export function planSizes(
+  config: DecoderConfig,
+  recipe: Recipe,
+  tokens: readonly number[],
+  cache: number,
+  targets: readonly TargetName[],
+): SizePlan {
+  const graphs = [...new Set([...tokens, 1])].sort((a, b) => b - a).map((size) => `${size}x${cache}`);
+  const linears = layerShapes(config);
+  const perLayer = linears.reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0) + 2 * config.hiddenSize;
+  const tables = config.vocabSize * config.hiddenSize * (config.tiedEmbeddings ? 1 : 2);
+  const parameters = config.layers * perLayer + config.hiddenSize + tables;
+  return {
+    parameters,
+    graphs,
+    targets: Object.fromEntries(targets.map((name) => [name, sizesFor(config, recipe, cache, formatOf(name).format)])),
+    memory: {
+      process: PROCESS_BASE + parameters * PROCESS_PER_WEIGHT,
+      ...(targets.includes('qnn')
+        ? { qnnCompiler: COMPILER_BASE + parameters * (3.6 + 3.3 * (graphs.length - 1)) }
+        : {}),
+    },
+  };
+}
+
+/** [inputs, outputs] of the linear layers of one block. */
+function layerShapes(config: DecoderConfig): (readonly [number, number])[] {
+  const { hiddenSize: d, intermediateSize: f, headDim, heads, keyValueHeads } = config;
+  return [
     [d, heads * headDim],
     [d, keyValueHeads * headDim],
     [d, keyValueHeads * headDim],
@@ -24,28 +64,30 @@ export function planSizes(config: DecoderConfig, recipe: Recipe, tokens: readonl
     [d, f],
     [d, f],
     [f, d],
-  ] as const;
+  ];
+}
+
+function sizesFor(config: DecoderConfig, recipe: Recipe, cache: number, format: NumberFormat): TargetSizes {
   const float = recipe.scheme === 'fp16';
-  const bytesOf = (inputs: number, outputs: number, bits: number, block: number): number => {
+  const bytesOf = (inputs: number, outputs: number, bits: number, wanted: number): number => {
     if (float) return inputs * outputs * 2;
+    const block = format.blocks === 'none' ? 0 : wanted;
     const blocked = block > 0 && inputs % block === 0;
     const width = block > 0 && !blocked ? 8 : bits;
     return Math.ceil((inputs * outputs * width) / 8) + outputs * 4 + (blocked ? (inputs / block) * outputs : 0);
   };
-  const layerBytes = linears.reduce(
+  const perLayer = layerShapes(config).reduce(
     (sum, [inputs, outputs]) => sum + bytesOf(inputs, outputs, recipe.weight.bits, recipe.weight.block),
     0,
   );
-  const headBytes = bytesOf(d, vocabSize, recipe.head.bits, recipe.head.block);
-  const embeddingBytes = float ? vocabSize * d * 2 : vocabSize * d + vocabSize * 4;
-  const layerParameters = linears.reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0) + 2 * d;
-  const cacheWidth = float ? 2 : recipe.cache / 8;
+  const headBytes = bytesOf(config.hiddenSize, config.vocabSize, recipe.head.bits, recipe.head.block);
+  const elements = config.vocabSize * config.hiddenSize;
+  const table = format.table === 'row' ? elements + config.vocabSize * 4 : (elements * recipe.activation) / 8;
+  const cacheElements = 2 * config.layers * config.keyValueHeads * config.headDim * cache;
   return {
-    parameters: layers * layerParameters + d + vocabSize * d * (config.tiedEmbeddings ? 1 : 2),
-    weightBytes: layers * layerBytes + headBytes + embeddingBytes,
-    embeddingBytes,
+    weightBytes: config.layers * perLayer + headBytes,
     headBytes,
-    cacheBytes: 2 * layers * keyValueHeads * headDim * cache * cacheWidth,
-    graphs: [...new Set([...tokens, 1])].sort((a, b) => b - a).map((size) => `${size}x${cache}`),
+    embeddingBytes: float ? elements * 2 : table,
+    cacheBytes: (cacheElements * (float ? 32 : cacheBits(recipe, format))) / 8,
   };
 }

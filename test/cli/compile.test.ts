@@ -12,6 +12,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { DryRun } from '../../cli/jobs/compile-decoder.ts';
 import type { Report } from '../../evaluation/report.ts';
 import { describeFile, type Manifest } from '../../targets/manifest.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
@@ -176,12 +177,24 @@ describe('compile of the demo checkpoint', { timeout: 300_000 }, () => {
     const out = join(work, 'dry');
     const outcome = await runNpuc(compileArguments(out, '--dry-run', '--json'));
     expect(outcome.code, outcome.stderr).toBe(0);
-    const { sizes } = JSON.parse(outcome.stdout) as {
-      sizes: { parameters: number; graphs: string[]; cacheBytes: number };
-    };
+    const { sizes } = JSON.parse(outcome.stdout) as DryRun;
     expect(sizes.graphs).toEqual(['16x64', '1x64']);
-    expect(sizes.parameters).toBeGreaterThan(1e6);
+    expect(sizes.parameters).toBe(2_885_888);
+    expect(sizes.memory.process).toBeGreaterThan(0.3e9);
     expect(existsSync(out)).toBe(false);
+  });
+
+  test('the sizes of a dry run are those of the artifacts', async () => {
+    const { stdout } = await runNpuc(compileArguments(join(work, 'dry'), '--scheme', 'w4a16', '--dry-run', '--json'));
+    const { sizes } = JSON.parse(stdout) as DryRun;
+    const files = new Map(readManifest(join(work, 'w4a16')).files.map((file) => [file.path, file.bytes]));
+    const { onnx, tflite } = sizes.targets;
+    // The files also hold activations' scales, constants and padding.
+    const written = files.get('onnx/weights.data')!;
+    expect(Math.abs(written - (onnx!.weightBytes + onnx!.embeddingBytes)) / written).toBeLessThan(0.08);
+    expect(Math.abs(files.get('tflite/embedding.bin')! - tflite!.embeddingBytes)).toBeLessThan(64);
+    expect(files.get('tflite/model.tflite')! / tflite!.weightBytes).toBeLessThan(1.35);
+    expect(files.get('tflite/model.tflite')!).toBeGreaterThan(tflite!.weightBytes);
   });
 
   test('a configuration file does what flags do, and is saved as it was used', async () => {

@@ -80,6 +80,9 @@ for (const [signal, code] of [
   process.once(signal, () => process.exit(code));
 }
 
-process.exitCode = await runCommandLine(hideBin(process.argv));
-// Runtimes keep threads alive that nobody waits for any more.
-if (process.exitCode !== undefined) setImmediate(() => process.exit());
+// A reader that has seen enough, such as head, is no failure of ours.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 70));
+
+const code = await runCommandLine(hideBin(process.argv));
+// Runtimes keep threads alive that nobody waits for any more; what is written must be through first.
+process.stdout.write('', () => process.exit(code));

@@ -173,6 +173,16 @@ describe('compile of the demo checkpoint', { timeout: 300_000 }, () => {
     expect(first!.files.some((file) => file.path.endsWith('.bin'))).toBe(true);
   });
 
+  test('a reader that stops early is no error, one that is slow gets everything', () => {
+    const npuc = `${process.execPath} ${join(root, 'dist', 'cli', 'main.js')}`;
+    const shell = (line: string): string =>
+      execFileSync('bash', ['-o', 'pipefail', '-c', line], { encoding: 'utf8', cwd: root });
+    const model = join(work, 'w8a16', 'onnx', 'decode.onnx');
+    expect(shell(`${npuc} inspect ${model} --text 2>&1 | head -1`)).toMatch(/^npuir/);
+    const whole = shell(`${npuc} inspect ${model} --text | (sleep 1; wc -l)`);
+    expect(Number(whole)).toBeGreaterThan(500);
+  });
+
   test('a dry run prints sizes and writes nothing', async () => {
     const out = join(work, 'dry');
     const outcome = await runNpuc(compileArguments(out, '--dry-run', '--json'));

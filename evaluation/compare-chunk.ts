@@ -1,4 +1,5 @@
 import type { DecoderSession } from '../compiler/runtime/decoder-session.ts';
+import { argmax } from '../compiler/runtime/generate.ts';
 import { addLogits, emptyLogitSums, reportLogits } from './logits.ts';
 import type { ChunkReport } from './report.ts';
 
@@ -48,7 +49,7 @@ export async function compareChunk(
   let decoded = 0;
   let last = expected.at(-1)!;
   while (decoded < DECODED && reference.room > 0 && session.room > 0) {
-    const next = last.indexOf(last.reduce((a, b) => Math.max(a, b)));
+    const next = argmax(last);
     last = (await reference.feed([next]))[0]!;
     const other = (await session.feed([next]))[0]!;
     addLogits(sums, last, other, next);

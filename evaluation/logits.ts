@@ -1,3 +1,5 @@
+import { argmax } from '../compiler/runtime/generate.ts';
+
 /** Sums over predictions; merge by adding. Logarithms are natural. */
 export interface LogitSums {
   /** Predictions with a known next token. */
@@ -43,13 +45,6 @@ function logSumExp(logits: Float32Array): number {
   return max + Math.log(sum);
 }
 
-/** Index of the largest logit, the first of equals. */
-export function argmax(logits: Float32Array): number {
-  let best = 0;
-  for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[best]!) best = i;
-  return best;
-}
-
 /** Adds one prediction: both engines' logits after the same tokens, and the token that really came next. */
 export function addLogits(sums: LogitSums, reference: Float32Array, other: Float32Array, next: number): void {
   const referenceNorm = logSumExp(reference);
@@ -75,8 +70,9 @@ export function addLogits(sums: LogitSums, reference: Float32Array, other: Float
   if (argmax(reference) === argmax(other)) sums.agreement++;
 }
 
+/** Without any prediction the figures are NaN. */
 export function reportLogits(sums: LogitSums): LogitReport {
-  const n = Math.max(1, sums.count);
+  const n = sums.count;
   const meanDifference = (sums.loss - sums.referenceLoss) / n;
   const ratio = Math.exp(meanDifference);
   const variance = Math.max(0, sums.lossDifference2 / n - meanDifference * meanDifference);
@@ -88,6 +84,6 @@ export function reportLogits(sums: LogitSums): LogitReport {
     ratioError: ratio * Math.sqrt(variance / n),
     divergence: sums.divergence / n,
     topAgreement: sums.agreement / n,
-    sqnr: sums.noise === 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10(sums.signal / sums.noise),
+    sqnr: sums.noise === 0 && n > 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10(sums.signal / sums.noise),
   };
 }

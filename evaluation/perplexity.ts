@@ -1,3 +1,4 @@
+import { NpucError } from '../compiler/errors.ts';
 import type { DecoderSession } from '../compiler/runtime/decoder-session.ts';
 import { addLogits, emptyLogitSums, type LogitReport, type LogitSums, reportLogits } from './logits.ts';
 
@@ -12,6 +13,7 @@ export interface EvaluateOptions {
 /**
  * Streams held-out text through the float model and through other engines side by side, window by window, and compares
  * their predictions. Only one window's logits are in memory.
+ * @throws QT110 when windows or text are too short to predict anything
  */
 export async function evaluateLogits(
   reference: DecoderSession,
@@ -22,6 +24,13 @@ export async function evaluateLogits(
   const sums = new Map<string, LogitSums>([...others.keys()].map((name) => [name, emptyLogitSums()]));
   const prefix = options.prefix ?? [];
   const step = options.window - prefix.length;
+  // Of every window the first token of text is given, so two are the least; the negation catches NaN.
+  if (!(step >= 2 && ids.length >= 2)) {
+    throw new NpucError('QT110', {
+      message: `${ids.length} tokens in windows of ${options.window} leave nothing to predict`,
+      hint: 'give a longer text, or larger windows: a larger --cache',
+    });
+  }
   for (let start = 0; start < ids.length; start += step) {
     const part = ids.slice(start, start + step);
     if (part.length < 2) break;

@@ -112,15 +112,22 @@ export class DecoderSession {
   /**
    * Feeds tokens and grows the cache.
    * @param want `all` gives logits after every token, `last` after the last one only
-   * @param chunks sizes to cut the tokens into, for tests; by default the largest graphs first
+   * @param chunks sizes to cut the tokens into, for tests; by default the smallest graph that takes all that is left, or
+   *   else the largest one
    * @returns logits rows, f32 [vocab] each
-   * @throws RT102 when the cache is full
+   * @throws RT102 when the cache has no room for all of them: then nothing was run
    */
   async feed(
     ids: readonly number[],
     want: 'all' | 'last' = 'last',
     chunks?: readonly number[],
   ): Promise<Float32Array[]> {
+    if (ids.length > this.room) {
+      throw new NpucError('RT102', {
+        message: `${ids.length} tokens do not fit: the cache of ${this.protocol.cache} has room for ${this.room}`,
+        hint: 'compile with a larger --cache, or give a shorter prompt',
+      });
+    }
     const rows: Float32Array[] = [];
     const plan = [...(chunks ?? [])];
     for (let done = 0; done < ids.length; ) {
@@ -149,15 +156,15 @@ export class DecoderSession {
   }
 
   #pickGraph(left: number, want: 'all' | 'last'): number {
-    for (const size of this.#sizes) {
-      if (size > this.room || (want === 'all' && !this.#givesLogits(size))) continue;
-      if (size === 1 || this.#countFor(size, left, want) > 1) return size;
-    }
-    if (this.#graphs.size === 1 && this.#sizes[0]! <= this.room && this.#givesLogits(this.#sizes[0]!))
-      return this.#sizes[0]!;
+    // Sizes fall: the last of several is the smallest.
+    const usable = this.#sizes.filter((size) => size <= this.room && (want === 'last' || this.#givesLogits(size)));
+    const chunked = usable.filter((size) => size > 1 && this.#countFor(size, left, want) > 1);
+    const single = usable.filter((size) => this.#givesLogits(size)).at(-1);
+    const picked = chunked.filter((size) => size >= left).at(-1) ?? chunked[0] ?? single;
+    if (picked !== undefined) return picked;
     throw new NpucError('RT102', {
-      message: `the cache of ${this.protocol.cache} tokens is full (${this.#length} in it)`,
-      hint: 'compile with a larger --cache, or give a shorter prompt',
+      message: `no graph is small enough for the last ${this.room} slots of the cache`,
+      hint: 'compile with a decode graph',
     });
   }
 
@@ -306,6 +313,10 @@ function zeros(dtype: DType, length: number): TypedArray {
 /** The first `count` slots of a cache along its time axis. */
 function firstSlots(cache: TensorData, axis: number, count: number): TensorData {
   const shape = cache.shape.map((dim, i) => (i === axis ? count : dim));
+  // With time outermost the slots lie together already.
+  if (elementCount(shape.slice(0, axis)) === 1) {
+    return { dtype: cache.dtype, shape, data: cache.data.subarray(0, elementCount(shape)) };
+  }
   const out: TensorData = { dtype: cache.dtype, shape, data: zeros(cache.dtype, elementCount(shape)) };
   copySlots(cache, 0, out, 0, count, axis);
   return out;

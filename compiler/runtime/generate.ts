@@ -1,3 +1,4 @@
+import { NpucError } from '../errors.ts';
 import type { DecoderSession } from './decoder-session.ts';
 
 export interface SamplingOptions {
@@ -19,9 +20,16 @@ export function seededRandom(seed: number): () => number {
   };
 }
 
-/** The next token of a logits row. */
+/** The next token of a logits row. @throws RT112 when the row holds NaN where it matters */
 export function sampleToken(logits: Float32Array, options: SamplingOptions, random: () => number): number {
-  if (options.temperature <= 0) return largest(logits);
+  const best = argmax(logits);
+  if (!Number.isFinite(logits[best])) {
+    throw new NpucError('RT112', {
+      message: `the likeliest token has the logit ${logits[best]}`,
+      hint: 'the artifact overflows: npuc diff shows how far it is from the float model',
+    });
+  }
+  if (options.temperature <= 0) return best;
   const order = Array.from(logits.keys()).sort((a, b) => logits[b]! - logits[a]! || a - b);
   const kept = order.slice(0, options.topK > 0 ? options.topK : order.length);
   const top = logits[kept[0]!]!;
@@ -38,7 +46,8 @@ export function sampleToken(logits: Float32Array, options: SamplingOptions, rand
   return kept[Math.max(0, count - 1)]!;
 }
 
-function largest(logits: Float32Array): number {
+/** Index of the largest logit, the first of equals. */
+export function argmax(logits: Float32Array): number {
   let best = 0;
   for (let i = 1; i < logits.length; i++) if (logits[i]! > logits[best]!) best = i;
   return best;
@@ -46,6 +55,7 @@ function largest(logits: Float32Array): number {
 
 /**
  * Tokens after a prompt, one by one: prefill in chunks, then decode. Ends at an end token or when the cache is full.
+ * @throws RT102 when the prompt does not fit the cache, RT103 when it is empty, RT112 when logits are no numbers
  */
 export async function* generateTokens(
   session: DecoderSession,
@@ -54,6 +64,7 @@ export async function* generateTokens(
   endIds: readonly number[],
   options: SamplingOptions,
 ): AsyncGenerator<number> {
+  if (prompt.length === 0) throw new NpucError('RT103', { message: 'the prompt has no tokens' });
   const random = seededRandom(options.seed);
   session.reset();
   let [logits] = (await session.feed(prompt)).slice(-1);

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { addLogits, argmax, emptyLogitSums, type LogitReport, reportLogits } from '../../evaluation/logits.ts';
+import { argmax } from '../../compiler/runtime/generate.ts';
+import { addLogits, emptyLogitSums, type LogitReport, reportLogits } from '../../evaluation/logits.ts';
 
 const logit = fc.float({ min: -40, max: 40, noNaN: true });
 /** Two engines' logits for some positions, and the tokens that came next. */
@@ -48,6 +49,12 @@ describe('reportLogits', () => {
     expect(result.ratio).toBeNaN();
     expect(result.divergence).toBeNaN();
     expect(result.sqnr).toBeNaN();
+  });
+
+  test('no predictions, no figures', () => {
+    const { predictions, ...figures } = report([]);
+    expect(predictions).toBe(0);
+    for (const figure of Object.values(figures)) expect(figure).toBeNaN();
   });
 
   test('a token that the reference excludes adds nothing to KL', () => {

@@ -22,7 +22,7 @@ export const demoCommand: Command = {
   describe: 'compile the trained model that comes with npuc and show its report',
   builder: (args: Argv) =>
     args
-      .option('out', textFlag('output folder', { alias: 'o', default: 'build/demo' }))
+      .option('out', textFlag('output folder', { alias: 'o', default: 'build-demo' }))
       .option('accept-licence', {
         type: 'boolean',
         default: false,

@@ -1,8 +1,10 @@
 import type { Argv } from 'yargs';
 import { defaultText, readTokens } from '../calibration/texts.ts';
+import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
 import type { Command } from './commands.ts';
 import { numberFlag, textFlag } from './flags.ts';
+import type { Side } from './jobs/open-side.ts';
 
 interface DiffArguments {
   readonly reference: string;
@@ -37,7 +39,7 @@ export const diffCommand: Command = {
     const other = await openSide(args.other, args.window);
     const reference = await openSide(args.reference, other.cache);
     try {
-      const { ids } = readTokens(args.evaluate ?? defaultText('evaluation'), other.tokenizer, args.tokens, 16);
+      const ids = readCommonTokens(args, reference, other);
       progress.stage('compare');
       const reports = await evaluateLogits(reference.session, new Map([['other', other.session]]), ids, {
         window: Math.min(args.window, other.cache, reference.cache),
@@ -62,10 +64,27 @@ export const diffCommand: Command = {
           ].join('\n'),
         );
       }
-      return args.maxRatio !== undefined && !(report.ratio <= args.maxRatio) ? 1 : 0;
+      if (args.maxRatio === undefined || report.ratio <= args.maxRatio) return 0;
+      progress.note(`the ratio ${report.ratio.toFixed(4)} is above --max-ratio ${args.maxRatio}`);
+      return 1;
     } finally {
       await reference.session.close();
       await other.session.close();
     }
   },
 };
+
+/** Tokens of the text, which must be the same for both sides. @throws CL001 when they are not; as readTokens */
+function readCommonTokens(args: DiffArguments, reference: Side, other: Side): readonly number[] {
+  const path = args.evaluate ?? defaultText('evaluation');
+  const [ours, theirs] = [reference, other].map((side) => readTokens(path, side.tokenizer, args.tokens, 16).ids);
+  const sizes = [reference, other].map((side) => side.session.protocol.vocabSize);
+  if (sizes[0] === sizes[1] && ours!.every((id, i) => id === theirs![i])) return ours!;
+  throw new NpucError('CL001', {
+    message: `${args.reference} and ${args.other} do not have the same tokens, so their predictions cannot be compared`,
+    hint:
+      sizes[0] === sizes[1]
+        ? 'their tokenizers cut the text differently'
+        : `their vocabularies hold ${sizes[0]} and ${sizes[1]} tokens`,
+  });
+}

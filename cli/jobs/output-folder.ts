@@ -1,4 +1,5 @@
 import { existsSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, statSync } from 'node:fs';
+import { homedir } from 'node:os';
 import { dirname, relative, resolve, sep } from 'node:path';
 import { NpucError } from '../../compiler/errors.ts';
 import { isOutputFolder } from '../../targets/manifest.ts';
@@ -16,8 +17,8 @@ export interface OutputFolder {
 /**
  * Opens an output folder.
  * @param inputs what the compile reads: names that are no paths are left alone
- * @throws CL003 when the folder holds something that npuc did not make, or, forced or not, an input or the working folder;
- *   IO002 when it cannot be written
+ * @throws CL003 when the folder holds something that npuc did not make, or, forced or not, an input, the working folder
+ *   or the user's home; IO002 when it cannot be written
  */
 export function openOutputFolder(path: string, force: boolean, inputs: readonly string[]): OutputFolder {
   const target = resolve(path);
@@ -52,7 +53,7 @@ function checkReplaceable(path: string, force: boolean, inputs: readonly string[
   };
   if (!statSync(path).isDirectory()) refuse(`${path} is a file`, 'choose another --out');
   const target = realpathSync(path);
-  for (const input of [process.cwd(), ...inputs]) {
+  for (const input of [process.cwd(), homedir(), ...inputs]) {
     if (!existsSync(input) || !isInside(realpathSync(input), target)) continue;
     refuse(`${path} is or holds ${input}: the output folder is replaced whole`, 'choose another --out');
   }

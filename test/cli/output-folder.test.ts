@@ -84,6 +84,15 @@ describe('an output folder that holds what the compile reads is refused even wit
     expect(() => openOutputFolder(join(work, 'link'), true, [model])).toThrowError(refusal);
     expect(() => openOutputFolder(model, true, [join(work, 'link')])).toThrowError(refusal);
   });
+  test("the user's home", () => {
+    const before = process.env.HOME;
+    process.env.HOME = make('home', { 'manifest.json': ours });
+    try {
+      expect(() => openOutputFolder(process.env.HOME!, true, [])).toThrowError(refusal);
+    } finally {
+      process.env.HOME = before;
+    }
+  });
   test('the working folder', () => {
     const before = process.cwd();
     const folder = make('here', {});

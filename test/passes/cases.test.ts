@@ -12,6 +12,7 @@ import { openModule } from '../../compiler/runtime/engine.ts';
 import { type FreezeOptions, freezeShapes } from '../../passes/freeze-shapes.ts';
 import { liftOpset } from '../../passes/lift-opset.ts';
 import { PASSES } from '../../passes/pipelines.ts';
+import { storeWeightsF16 } from '../../passes/store-weights-f16.ts';
 import { type PassCase, printCase, readCase } from './read-case.ts';
 
 const FIXTURES = fileURLToPath(new URL('../../fixtures/passes/', import.meta.url));
@@ -20,6 +21,7 @@ const FIXTURES = fileURLToPath(new URL('../../fixtures/passes/', import.meta.url
 const MADE: Readonly<Record<string, (options: PassCase['options']) => Pass>> = {
   'lift-opset': (options) => liftOpset(options.target as number),
   'freeze-shapes': (options) => freezeShapes(options as FreezeOptions),
+  'store-weights-f16': (options) => storeWeightsF16(new Set(options.tables as string[] | undefined)),
 };
 
 function passFor(folder: string, options: PassCase['options']): Pass {

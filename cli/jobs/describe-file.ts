@@ -110,21 +110,34 @@ function describeTflite(path: string): Description {
       inputs: signature.inputs.map((each) => port(signature.subgraph, each)),
       outputs: signature.outputs.map((each) => port(signature.subgraph, each)),
     }));
+    // A composite has a body of its own for every use: a line for all of one name.
+    const bodies = new Map<number, string>();
+    for (const { options2 } of model.subgraphs.flatMap((graph) => graph.operators)) {
+      if (options2?.kind === 'StableHLOCompositeOptions')
+        bodies.set(options2.decompositionSubgraphIndex ?? 0, options2.name ?? '');
+    }
+    const list = (counts: Readonly<Record<string, number>>): string =>
+      Object.entries(counts)
+        .map(([name, count]) => `${name} ${count}`)
+        .join(', ');
+    const composites = countBy([...bodies.values()]).map(([name, count]) => {
+      const [first] = [...bodies].find(([, each]) => each === name)!;
+      return `  composite ${name}  ${count} bodies of ${list(subgraphs[first]!.ops)}`;
+    });
     const constant = model.buffers.reduce((sum, buffer) => sum + (buffer?.byteLength ?? 0), 0);
     return {
       kind: 'tflite',
       data: { bytes, constantBytes: constant, subgraphs, signatures },
       lines: [
         `tflite ${basename(path)}  ${formatBytes(bytes)}, constants ${formatBytes(constant)} in ${model.buffers.length} buffers`,
-        ...subgraphs.flatMap((graph) => [
-          `  subgraph ${graph.name}`,
-          `    ${Object.entries(graph.ops)
-            .map(([op, count]) => `${op} ${count}`)
-            .join(', ')}`,
-          `    tensors ${Object.entries(graph.types)
-            .map(([type, count]) => `${type} ${count}`)
-            .join(', ')}`,
-        ]),
+        ...subgraphs
+          .filter((_, index) => !bodies.has(index))
+          .flatMap((graph) => [
+            `  subgraph ${graph.name}`,
+            `    ${list(graph.ops)}`,
+            `    tensors ${list(graph.types)}`,
+          ]),
+        ...composites,
         ...signatures.flatMap((signature) => [
           `  signature ${signature.key}`,
           ...signature.inputs.map((each) => `    in   ${each}`),

@@ -310,7 +310,8 @@ describe.each(CHECKPOINTS)('$name', { timeout: 300_000 }, ({ source }) => {
       expect(kind).toBe('tflite');
       const text = lines.join('\n');
       expect(text).toContain(`signature prefill_${TOKENS}`);
-      expect(text).toContain('FULLY_CONNECTED');
+      expect(text).toContain(`FULLY_CONNECTED ${products.length}`);
+      expect(text).toMatch(/composite odml.rms_norm {2}\d+ bodies of .*RSQRT 1/);
       expect(text).toContain(`in   embeds FLOAT32[1,1,${small.config.hiddenSize}]`);
     }
   });

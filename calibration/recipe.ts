@@ -126,8 +126,11 @@ export const htpFormat: NumberFormat = {
   cache: { 8: 'u8', 16: 'i16' },
   mixedProducts: true,
   fixed: {
-    Softmax: { 8: unit('u8', 1 / 256), 16: unit('u16', 1 / 65536) },
-    Sigmoid: { 8: unit('u8', 1 / 256), 16: unit('u16', 1 / 65536) },
+    Softmax: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65535) },
+    // At 16 bits the vendor's compiler replaces any other encoding of these outputs (read back from its binaries).
+    Sigmoid: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65536) },
+    HardSigmoid: { 8: unit('u8', 1 / 255), 16: unit('u16', 1 / 65536) },
+    Tanh: { 8: unit('u8', 1 / 127, 128), 16: unit('u16', 1 / 32768, 32768) },
   },
   table: 'tensor',
   blocks: 'lpbq',

@@ -28,6 +28,30 @@ export async function chunkSqnr(
 }
 
 /**
+ * dB between the logits of two engines after a prompt and after each of a few tokens decoded behind it: the way a runtime
+ * uses an artifact, for artifacts whose logits after every token come from a twin.
+ */
+export async function decodeSqnr(
+  reference: DecoderSession,
+  session: DecoderSession,
+  prompt: readonly number[],
+): Promise<number> {
+  const sums = emptyLogitSums();
+  reference.reset();
+  session.reset();
+  let ids = prompt;
+  for (let decoded = 0; decoded <= DECODED; decoded++) {
+    if (Math.min(reference.room, session.room) < ids.length) break;
+    const [expected] = await reference.feed(ids);
+    const [got] = await session.feed(ids);
+    const next = argmax(expected!);
+    addLogits(sums, expected!, got!, next);
+    ids = [next];
+  }
+  return reportLogits(sums).sqnr;
+}
+
+/**
  * One prefill chunk and the first decoded tokens on a slow engine beside the float model, timed on this machine.
  */
 export async function compareChunk(

@@ -1,17 +1,19 @@
 import { buildPlainDecoder } from '../calibration/decoder-statistics.ts';
 import type { QuantizedDecoder } from '../calibration/quantize-decoder.ts';
 import { readTokens } from '../calibration/texts.ts';
+import { NpucError } from '../compiler/errors.ts';
 import type { DecoderModel } from '../compiler/import/decoder-model.ts';
 import type { Progress } from '../compiler/progress.ts';
 import { DecoderSession } from '../compiler/runtime/decoder-session.ts';
 import { openModules } from '../compiler/runtime/engine.ts';
 import { generateGreedy } from '../compiler/runtime/generate.ts';
+import type { Tokenizer } from '../compiler/runtime/tokenizer.ts';
 import { plainContract } from '../passes/io-contract.ts';
 import { makeProtocol } from '../passes/protocol.ts';
 import { decoderTargets } from '../targets/index.ts';
 import type { ManifestFile } from '../targets/manifest.ts';
 import type { ManifestTarget, TargetName } from '../targets/target.ts';
-import { chunkSqnr, compareChunk } from './compare-chunk.ts';
+import { chunkSqnr, compareChunk, decodeSqnr } from './compare-chunk.ts';
 import { compareGraphValues } from './compare-graph-values.ts';
 import type { ValueComparison } from './compare-values.ts';
 import type { LogitReport } from './logits.ts';
@@ -90,7 +92,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   let floatPerplexity = Number.NaN;
   try {
     const prompt = [...prefix, ...tokenizer.encode(options.prompt, { addSpecialTokens: false })];
-    samples.float = tokenizer.decode(await generateGreedy(float, prompt, options.sampleTokens, tokenizer.eosIds));
+    samples.float = await writeSample(float, prompt, options.sampleTokens, tokenizer);
     const shared = { inputs, values, float, ids: text.ids, prompt, chunk, parameters };
     for (const [name, target] of Object.entries(inputs.targets) as [TargetName, ManifestTarget][]) {
       progress.stage(`evaluate ${name}`);
@@ -122,6 +124,21 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   };
 }
 
+/** The greedy continuation as text; a broken artifact has a report like any other. */
+async function writeSample(
+  session: DecoderSession,
+  prompt: readonly number[],
+  count: number,
+  tokenizer: Tokenizer,
+): Promise<string> {
+  try {
+    return tokenizer.decode(await generateGreedy(session, prompt, count, tokenizer.eosIds));
+  } catch (error) {
+    if (error instanceof NpucError && error.code === 'RT112') return `(no text: ${error.message})`;
+    throw error;
+  }
+}
+
 interface Shared {
   readonly inputs: EvaluationInputs;
   readonly values: ReadonlyMap<TargetName, readonly ValueComparison[]>;
@@ -149,27 +166,23 @@ async function evaluateTarget(
   const session = await inputs.open(name);
   try {
     const slow = name === 'qnn' && parameters > options.simulateBelow;
-    const logits = slow ? undefined : await evaluateText(name, target, session, shared);
+    const text = slow ? undefined : await evaluateText(name, target, session, shared);
     const chunkReport = slow ? await compareChunk(float, session, firstChunk.slice(prefix.length), prefix) : undefined;
-    const reference = await decoderTargets[name].openReference?.(inputs.folder, target);
-    const twinSqnr = reference && (await chunkSqnr(reference, session, firstChunk));
-    await reference?.close();
-    const sample = slow
-      ? undefined
-      : tokenizer.decode(await generateGreedy(session, prompt, options.sampleTokens, tokenizer.eosIds));
+    const twinSqnr = await compareWithReference(name, target, session, inputs.folder, firstChunk);
+    const sample = slow ? undefined : await writeSample(session, prompt, options.sampleTokens, tokenizer);
     progress.update(1, 1);
     const report: TargetReport = {
       engine: session.engine,
       execution: target.execution,
       bytes: inputs.bytes[name] ?? 0,
       ...(inputs.files ? { files: listFiles(target, inputs.files) } : {}),
-      ...(logits ? { logits } : {}),
+      ...(text ? { logits: text.logits } : {}),
       ...(chunkReport ? { chunk: chunkReport } : {}),
       ...(twinSqnr === undefined ? {} : { twinSqnr }),
       values,
       ...firstDivergence(values),
       seconds: (performance.now() - started) / 1000,
-      notes: describeLimits(name, decoder, slow, chunk, cache),
+      notes: [...(text?.notes ?? []), ...describeLimits(name, decoder, slow, chunk, cache)],
     };
     return sample === undefined ? { report } : { report, sample };
   } finally {
@@ -177,12 +190,29 @@ async function evaluateTarget(
   }
 }
 
+/** dB of a chunk's logits against the same integers on ONNX Runtime, for targets that have such a reference. */
+async function compareWithReference(
+  name: TargetName,
+  target: ManifestTarget,
+  session: DecoderSession,
+  folder: string,
+  chunk: readonly number[],
+): Promise<number | undefined> {
+  const reference = await decoderTargets[name].openReference?.(folder, target);
+  if (!reference) return undefined;
+  try {
+    return await chunkSqnr(reference, session, chunk);
+  } finally {
+    await reference.close();
+  }
+}
+
 async function evaluateText(
   name: TargetName,
   target: ManifestTarget,
   session: DecoderSession,
-  { inputs, float, ids, chunk }: Shared,
-): Promise<LogitReport> {
+  { inputs, float, ids, prompt, chunk }: Shared,
+): Promise<{ logits: LogitReport; notes: string[] }> {
   const { cache, prefix, progress } = inputs;
   const twin = await decoderTargets[name].openForEvaluation?.(inputs.decoders.get(name)!, inputs.folder, target, {
     tokens: chunk,
@@ -194,10 +224,17 @@ async function evaluateText(
       prefix,
       onProgress: (done, total) => progress.update(done, total),
     });
-    return reports.get(name)!;
+    const notes = twin ? [describeArtifact(await decodeSqnr(twin, session, prompt))] : [];
+    return { logits: reports.get(name)!, notes };
   } finally {
     await twin?.close();
   }
+}
+
+/** How the artifact's own graphs, which give logits for the last token only, compare with the twin that text was run on. */
+function describeArtifact(sqnr: number): string {
+  const agreement = sqnr === Number.POSITIVE_INFINITY ? 'exactly' : `to ${sqnr.toFixed(1)} dB`;
+  return `text was run on a twin that gives logits for every token; the artifact's own graphs agree with it ${agreement}`;
 }
 
 function firstDivergence(values: readonly ValueComparison[]): { firstDivergence?: string } {

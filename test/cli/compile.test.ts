@@ -76,6 +76,12 @@ describe('compile of the demo checkpoint', { timeout: 300_000 }, () => {
       expect(target.logits!.topAgreement, name).toBeGreaterThan(0.95);
       expect(target.values.length, name).toBeGreaterThan(50);
     }
+    // What is shipped, its prefill and decode graphs one after the other, is what the figures are of.
+    const agreement = /artifact's own graphs agree with it (?:exactly|to ([\d.]+) dB)/.exec(
+      report.targets.tflite!.notes.join('\n'),
+    );
+    expect(agreement, report.targets.tflite!.notes.join('\n')).not.toBeNull();
+    expect(Number(agreement![1] ?? 999)).toBeGreaterThan(50);
     if (toolchain) {
       expect(report.targets.qnn!.twinSqnr).toBeGreaterThan(45);
       expect(manifest.targets.qnn).toMatchObject({

@@ -1,5 +1,8 @@
 import type { Pass } from '../compiler/pass.ts';
+import { addNormBias } from './add-norm-bias.ts';
 import { convertConstantNodes } from './convert-constant-nodes.ts';
+import { decomposeBatchNorm } from './decompose-batch-norm.ts';
+import { decomposeEdgePad } from './decompose-edge-pad.ts';
 import { decomposeGelu } from './decompose-gelu.ts';
 import { decomposeGemm } from './decompose-gemm.ts';
 import { decomposeLayerNorm } from './decompose-layer-norm.ts';
@@ -47,10 +50,20 @@ export const fuse: readonly Pass[] = [
   fuseRope, // needs equal tables to be one value, which `simplify` sees to
 ];
 
+/** What HTP refuses or computes wrongly in the form that models have it, after `fuse`. */
+export const lowerForHtp: readonly Pass[] = [
+  decomposeBatchNorm, // what fuse left: those behind a convolution are in its weights
+  addNormBias,
+  decomposeEdgePad,
+];
+
 /** Every generic pass that needs no options, by name: for `--passes`, for tests and for the documentation. */
 export const PASSES: ReadonlyMap<string, Pass> = new Map(
   [
+    addNormBias,
     convertConstantNodes,
+    decomposeBatchNorm,
+    decomposeEdgePad,
     decomposeGelu,
     decomposeGemm,
     decomposeLayerNorm,

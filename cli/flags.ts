@@ -12,12 +12,15 @@ export interface Limits {
 export function numberFlag(name: string, describe: string, limits: Limits, more: Options = {}): Options {
   return {
     ...more,
-    type: 'number',
+    // Not 'number': there the parser adds 1 to the value before when a flag is repeated with the value 1.
+    type: 'string',
     requiresArg: true,
     describe,
-    coerce: (given: number | number[]) => {
-      const value = lastOf(given);
-      if (value === undefined || fits(value, limits)) return value;
+    coerce: (given: string | number | (string | number)[]) => {
+      const last = lastOf(given);
+      if (last === undefined) return undefined;
+      const value = String(last).trim() === '' ? Number.NaN : Number(last);
+      if (fits(value, limits)) return value;
       throw new Error(`--${name} takes ${describeLimits(limits)}`);
     },
   };

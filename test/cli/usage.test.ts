@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
@@ -62,6 +62,14 @@ test('lists add up, of other flags the last one counts', async () => {
   const { stdout, stderr } = await runNpuc(['compile', demo, ...args, '--dry-run', '--json']);
   expect(stderr).toBe('');
   expect(JSON.parse(stdout)).toMatchObject({ sizes: { graphs: ['7x200', '6x200', '5x200', '1x200'] } });
+});
+
+test('a number repeated with the value 1 is 1, not one more than before', async () => {
+  const saved = join(work, 'repeated.yaml');
+  const args = ['--threads', '4', '--threads', '1', '--calibration-windows', '7', '--calibration-windows', '1'];
+  const { stderr } = await runNpuc(['compile', demo, ...args, '--dry-run', '--save-config', saved]);
+  expect(stderr).toBe('');
+  expect(readFileSync(saved, 'utf8')).toMatch(/^calibrationWindows: 1$[\s\S]*^threads: 1$/m);
 });
 
 test('a configuration that cannot be saved', async () => {

@@ -1,6 +1,6 @@
 import { buildPlainDecoder } from '../calibration/decoder-statistics.ts';
 import type { QuantizedDecoder } from '../calibration/quantize-decoder.ts';
-import { readTokens } from '../calibration/texts.ts';
+import type { TokenText } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
 import type { DecoderModel } from '../compiler/import/decoder-model.ts';
 import type { Progress } from '../compiler/progress.ts';
@@ -46,7 +46,10 @@ export interface EvaluationInputs {
   readonly soc: string;
   /** The output folder being written. */
   readonly folder: string;
+  /** Put before every window of text. */
   readonly prefix: readonly number[];
+  /** Held-out text. */
+  readonly text: TokenText;
   readonly options: EvaluationOptions;
   readonly progress: Progress;
 }
@@ -59,11 +62,10 @@ const DIVERGENCE_DB = 20;
 
 /** Runs every emitted target beside the float model and says how far each is from it. */
 export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report> {
-  const { model, options, progress, cache, prefix } = inputs;
+  const { model, options, progress, cache, prefix, text } = inputs;
   const { config, weights, checkpoint } = model;
   const tokenizer = checkpoint.tokenizer!;
   const chunk = Math.max(...inputs.tokens);
-  const text = readTokens(options.text, tokenizer, options.tokens, Math.min(options.tokens, 64));
   // Before the float model is opened for text: at most two graphs with float weights are open at a time.
   const values = new Map<TargetName, ValueComparison[]>();
   // A runtime keeps every tapped value of a graph: a smaller shape of the same graph shows the same errors in less memory.
@@ -83,9 +85,8 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
     protocol: makeProtocol(config, plainContract, cache),
     graphs: new Map(sizes.map((size, i) => [size, runners[i]!])),
   });
-  const tied = config.tiedEmbeddings || !checkpoint.tensors.has('lm_head.weight');
   const parameters = [...weights]
-    .filter(([name]) => !(tied && name === 'lm_head.weight'))
+    .filter(([name]) => !(config.tiedEmbeddings && name === 'lm_head.weight'))
     .reduce((sum, [, tensor]) => sum + tensor.size, 0);
   const reports: Partial<Record<TargetName, TargetReport>> = {};
   const samples: Record<string, string> = {};

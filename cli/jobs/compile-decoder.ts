@@ -17,6 +17,7 @@ import {
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import type { Progress } from '../../compiler/progress.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
+import { describeEngine } from '../../compiler/runtime/onnxruntime.ts';
 import { type EvaluationOptions, evaluateTargets } from '../../evaluation/evaluate-targets.ts';
 import type { Report } from '../../evaluation/report.ts';
 import { writeReport } from '../../evaluation/write-report.ts';
@@ -108,16 +109,18 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
   try {
     const digest = await checkpoint.digest({ progress: (done, total) => progress.update(done, total) });
     const calibration = readCalibration(options, model);
+    const evaluation = readEvaluation(options, model);
     progress.stage('calibrate');
     const { statistics, cached } = await cachedStatistics(
-      { checkpoint: digest, windows: calibration.windows, engine: pickJavaScriptEngine() },
+      { checkpoint: digest, windows: calibration.windows, engine: await describeEngine(pickJavaScriptEngine()) },
       () =>
         collectDecoderStatistics(config, model.weights, calibration.windows, {
           onProgress: (done, total) => progress.update(done, total),
         }),
     );
     if (cached) progress.note('  statistics of this checkpoint and text are known already');
-    const toolchain = findToolchain('qnn');
+    // Artifacts that the toolchain has no part in do not depend on whether it is installed.
+    const toolchain = options.targets.includes('qnn') ? findToolchain('qnn') : undefined;
     const targets: Partial<Record<TargetName, ManifestTarget>> = {};
     const decoders = new Map<TargetName, QuantizedDecoder>();
     for (const name of options.targets) {
@@ -157,6 +160,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       soc: options.soc.name,
       folder: output.partial,
       prefix: startTokens(model),
+      text: evaluation,
       options: options.evaluation,
       progress,
     });
@@ -227,6 +231,21 @@ function readCalibration(options: CompileOptions, model: DecoderModel): Calibrat
   const text = read(options.calibrationText, tokenizer, options.calibrationWindows * shape.window, shape.window);
   const prefix = startTokens(model);
   return { text, chat, windows: cutWindows(text.ids, shape, options.calibrationWindows, prefix) };
+}
+
+/** What the evaluation reads, checked before there is anything to evaluate. @throws QT110, RT102 and RT103 for the prompt */
+function readEvaluation({ evaluation, cache }: CompileOptions, model: DecoderModel): TokenText {
+  const tokenizer = model.checkpoint.tokenizer!;
+  const least = Math.max(2, Math.min(evaluation.tokens, 64));
+  const prompt = [...startTokens(model), ...tokenizer.encode(evaluation.prompt, { addSpecialTokens: false })];
+  if (prompt.length === 0) throw new NpucError('RT103', { message: '--prompt gives no tokens' });
+  if (prompt.length > cache) {
+    throw new NpucError('RT102', {
+      message: `--prompt has ${prompt.length} tokens, --cache ${cache} is the whole context`,
+      hint: 'give a shorter prompt or a larger cache',
+    });
+  }
+  return readTokens(evaluation.text, tokenizer, evaluation.tokens, least);
 }
 
 /** The start token, where the checkpoint's tokenizer adds one to every text. */

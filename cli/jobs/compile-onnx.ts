@@ -130,7 +130,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
         samples: samples.calibration.feeds.length,
         random: samples.calibration.random,
       },
-      toolchain: toolchain?.versions ?? {},
+      toolchain: (manifests.qnn && toolchain?.versions) ?? {},
       targets: manifests,
       files,
     };

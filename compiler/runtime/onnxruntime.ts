@@ -48,8 +48,7 @@ export async function openWithJavaScript(path: string, engine: JavaScriptEngine,
             externalData: readExternalData(path),
           })
         : await ort.InferenceSession.create(path, options);
-    const version = engine === 'onnxruntime-web' ? ort.env.versions.web : ort.env.versions.node;
-    return new JavaScriptRunner(ort, session, `${engine} ${version ?? ''}`.trim(), basename(path));
+    return new JavaScriptRunner(ort, session, await describeEngine(engine), basename(path));
   } catch (cause) {
     throw new NpucError('RT110', {
       message: `${engine} cannot load the model: ${(cause as Error).message}`,
@@ -57,6 +56,12 @@ export async function openWithJavaScript(path: string, engine: JavaScriptEngine,
       cause,
     });
   }
+}
+
+/** Name and version of an engine: its numbers depend on both. */
+export async function describeEngine(engine: JavaScriptEngine): Promise<string> {
+  const { versions } = (await loadPackage(engine)).env;
+  return `${engine} ${(engine === 'onnxruntime-web' ? versions.web : versions.node) ?? ''}`.trim();
 }
 
 async function loadPackage(engine: JavaScriptEngine): Promise<typeof Ort> {

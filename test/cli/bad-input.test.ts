@@ -209,6 +209,9 @@ describe('a request that makes no sense', () => {
     ['a number that is none', ['--cache', 'many'], /^CL00[12] /],
     ['an unknown target', ['--target', 'coreml'], /^CL002 .*target/],
     ['a calibration text that is not there', ['--calibrate', '/nowhere/text.txt'], /^IO001 .*text\.txt/],
+    ['an evaluation text that is not there', ['--evaluate', '/nowhere/text.txt'], /^IO001 .*text\.txt/],
+    ['a prompt longer than the cache', ['--prompt', 'and so on '.repeat(64)], /^RT102 .*--prompt/],
+    ['a single token to evaluate on', ['--eval-tokens', '1'], /^QT110 /],
     ['a configuration file that is not there', ['--config', 'nowhere.yaml'], /^CL002 /],
   ])('%s', async (_, args, code) => {
     const { outcome, out } = await compile(demo, ...args);
@@ -243,6 +246,14 @@ describe('a request that makes no sense', () => {
     const { outcome } = await compile(demo, '--soc', 'SM9999', '--json');
     expect(JSON.parse(outcome.stdout)).toMatchObject({ error: { code: 'TG001' } });
   });
+});
+
+test('an evaluation that cannot be done is refused before calibration', async () => {
+  const out = join(work, 'early');
+  const args = ['compile', demo, '--target', 'onnx', '--out', out, '--evaluate', '/nowhere/text.txt'];
+  const outcome = await runNpuc(args);
+  expect(outcome.stderr).toMatch(/^IO001 /m);
+  expect(outcome.stderr).not.toMatch(/calibrate/);
 });
 
 describe('a machine that fails', () => {

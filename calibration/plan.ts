@@ -59,6 +59,20 @@ export function prepareGraph(
     }
     for (const [bits, uses] of wrong) insertConversion(graph, value, `as${bits}`, uses);
   }
+  if (format.rightOperand) convertRightOperands(graph, precision);
+}
+
+const RIGHT = '.right';
+
+/** Puts a change of format before the right operand of every 16-bit product of two computed values. */
+function convertRightOperands(graph: Graph, precision: PrecisionPlan): void {
+  for (const [node, bits] of precision.nodes) {
+    if (node.op !== 'MatMul' || bits !== 16) continue;
+    const value = node.input(1);
+    // A cache has a format of its own.
+    if (value.data || precision.groups.get(value)?.cache) continue;
+    insertConversion(graph, value, RIGHT.slice(1), [{ node, index: 1 }]);
+  }
 }
 
 /**
@@ -129,8 +143,14 @@ function encodeGroup(group: ValueGroup, context: PlanContext): Encoding {
     });
   }
   if (group.cache) return symmetricEncoding(format.cache[group.bits], Math.max(-min, max));
+  if (format.rightOperand && group.values.some((value) => isRightOperand(value)))
+    return symmetricEncoding(format.rightOperand, Math.max(-min, max));
   const { dtype, symmetric } = format.activation[group.bits];
   return symmetric ? symmetricEncoding(dtype, Math.max(-min, max)) : affineEncoding(dtype, min, max);
+}
+
+function isRightOperand(value: Value): boolean {
+  return value.producer?.op === 'Identity' && value.name.endsWith(RIGHT);
 }
 
 function notFinite(value: Value, range: { min: number; max: number }): NpucError {
@@ -158,7 +178,7 @@ function rangeOf(
 ): { min: number; max: number } | undefined {
   if (value.data) return rangeOfConstant(value);
   const root = movementRoot(value);
-  const seen = statistics.get(root.name) ?? statistics.get(root.name.replace(/\.(wide|as8|as16)$/, ''));
+  const seen = statistics.get(root.name) ?? statistics.get(root.name.replace(/(\.(wide|as8|as16|right))+$/, ''));
   return seen && chooseRange(seen, recipe, bits);
 }
 

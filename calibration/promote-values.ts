@@ -6,7 +6,7 @@ import { createDifferenceSums, type Kernels } from '../compiler/kernels/kernels.
 import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
 import type { Runner, Tensors } from '../compiler/runtime/runner.ts';
 import { clampedValues, computes, isReal } from './precision.ts';
-import type { NumberFormat, Override, Recipe } from './recipe.ts';
+import { type NumberFormat, type Override, overrideOf, type Recipe } from './recipe.ts';
 
 export interface PromoteInputs {
   /** The float graph. */
@@ -64,7 +64,7 @@ export async function promoteValues(inputs: PromoteInputs): Promise<Promotions> 
   const chosen = choose(parts, wide, limits);
   const overrides = chosen.flatMap(({ site, decibels }) =>
     site.nodes.map((node) => ({
-      match: `^${node.output().name.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&')}$`,
+      ...overrideOf(node.output().name),
       activation: 16 as const,
       why: `at 8 bits it alone leaves ${decibels.toFixed(0)} dB of an output`,
     })),

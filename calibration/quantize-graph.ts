@@ -11,7 +11,7 @@ import { collectGraphStatistics } from './graph-statistics.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import { isReal } from './precision.ts';
 import { promoteValues } from './promote-values.ts';
-import type { NumberFormat, Recipe } from './recipe.ts';
+import { type NumberFormat, type Override, overrideOf, type Recipe } from './recipe.ts';
 import { encodeWeights } from './weights.ts';
 
 /** A graph quantized for one target. */
@@ -69,7 +69,8 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     return { module, plan };
   };
   // The rows of an image are no rows of a language model: what 8 bits cost is measured, not guessed from them.
-  const measured: Recipe = { ...recipe, promoteBelow: Number.NEGATIVE_INFINITY };
+  const overrides = [...recipe.overrides, ...widthOverrides(float.graph(), format)];
+  const measured: Recipe = { ...recipe, overrides, promoteBelow: Number.NEGATIVE_INFINITY };
   const promotions =
     recipe.activation === 8
       ? await promoteValues({
@@ -83,9 +84,24 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
           ...(inputs.onProgress ? { onProgress: inputs.onProgress } : {}),
         })
       : { overrides: [], remarks: [] };
-  const { module, plan } = await quantize({ ...measured, overrides: [...recipe.overrides, ...promotions.overrides] });
+  const { module, plan } = await quantize({ ...measured, overrides: [...overrides, ...promotions.overrides] });
   const remarks = [...promotions.remarks, ...plan.remarks, ...describeFloatNodes(module.graph(), opset)];
   return { module, float, recipe, format, plan: { ...plan, remarks } };
+}
+
+/** What the target takes at one width only. */
+function widthOverrides(graph: Graph, format: NumberFormat): Override[] {
+  return graph.nodes.flatMap((node) => {
+    const activation = node.domain === '' ? format.widths[node.op] : undefined;
+    if (activation === undefined) return [];
+    return [
+      {
+        ...overrideOf(node.output().name),
+        activation,
+        why: `the target computes ${node.op} rightly at ${activation} bits only`,
+      },
+    ];
+  });
 }
 
 /** @throws QT121: integers are chosen for 32-bit floats only, as QuantizeLinear of most runtimes takes nothing else */

@@ -9,8 +9,9 @@ import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
 import { NativeHost, type SessionOptions } from '../../compiler/runtime/ort-native.ts';
 import { withRealPorts } from '../../compiler/runtime/real-ports.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
+import { lowerForHtp } from '../../passes/pipelines.ts';
 import { type ModelTarget, modelEncodings, modelPorts } from '../model-target.ts';
-import { requireFeature } from '../socs.ts';
+import { requireFeature, socSupports } from '../socs.ts';
 import { compileContext } from './compile-context.ts';
 import { checkReadBack, quantizePorts } from './qnn-target.ts';
 import { requireToolchain, type Toolchain } from './toolchain.ts';
@@ -21,8 +22,9 @@ import { requireToolchain, type Toolchain } from './toolchain.ts';
  */
 export const qnnModelTarget: ModelTarget = {
   name: 'qnn',
-  format: () => htpFormat,
-  lower: (module) => runPasses(module, []),
+  // Before v73 there is no product of two 16-bit operands (facts of the vendor's simulator).
+  format: (soc) => (socSupports(soc, 'matmul-16x16') ? htpFormat : { ...htpFormat, rightOperand: 'u8' }),
+  lower: (module) => runPasses(module, lowerForHtp),
   async emit(quantized, context) {
     const { plan } = quantized;
     // Integer ports are this target's own: comparisons run the graph with float ports.

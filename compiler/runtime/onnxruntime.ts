@@ -5,6 +5,7 @@ import { NpucError } from '../errors.ts';
 import { DTYPES, type DType } from '../ir/dtype.ts';
 import type { TensorData } from '../ir/tensor.ts';
 import type { PortInfo, Runner, Tensors } from './runner.ts';
+import { forbidTelemetry } from './telemetry.ts';
 
 /** ONNX Runtime's JavaScript names of element types. */
 const TYPE_NAMES: Readonly<Partial<Record<DType, Ort.Tensor.Type>>> = {
@@ -65,6 +66,7 @@ export async function describeEngine(engine: JavaScriptEngine): Promise<string> 
 }
 
 async function loadPackage(engine: JavaScriptEngine): Promise<typeof Ort> {
+  forbidTelemetry();
   if (engine === 'onnxruntime-node') return (await import('onnxruntime-node')) as unknown as typeof Ort;
   const ort = await import('onnxruntime-web');
   ort.env.logLevel = 'error';

@@ -15,6 +15,7 @@ import {
 import { readLog, readLogTail, readPeakRss, type StartedChild, spawnChild } from './native-process.ts';
 import type { ContextInfo } from './native-qnn-system.ts';
 import type { PortInfo, Runner, Tensors } from './runner.ts';
+import { forbidTelemetry } from './telemetry.ts';
 
 /** The native libraries that a host loads; paths are absolute. */
 export interface NativeToolchain {
@@ -101,6 +102,7 @@ export class NativeHost {
     options.signal?.throwIfAborted();
     const { onnxruntimeLibrary, qnnLibraryFolder } = toolchain;
     const severity = String(options.logSeverity ?? 2);
+    forbidTelemetry();
     const parts = spawnChild([onnxruntimeLibrary, qnnLibraryFolder, severity], qnnLibraryFolder, options.workFolder);
     const host = new NativeHost(toolchain, toolchain.versions.onnxruntime ?? '', parts);
     host.#listen(options.signal);

@@ -30,7 +30,7 @@ export interface CalibrationShape {
 /** Chunks of 64 in windows of at most 256 tokens: the shape only sets speed, statistics hold for every shape. */
 export function calibrationShape(config: DecoderConfig): CalibrationShape {
   const window = Math.min(256, config.maxPositions);
-  return { tokens: Math.min(64, window / 2), window };
+  return { tokens: Math.max(1, Math.min(64, Math.floor(window / 2))), window };
 }
 
 /** The float decoder in the plain contract: calibration, evaluation and the reference of every comparison run on it. */

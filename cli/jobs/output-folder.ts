@@ -1,6 +1,6 @@
-import { existsSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, statSync } from 'node:fs';
+import { existsSync, lstatSync, mkdirSync, readdirSync, realpathSync, renameSync, rmSync, statSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { dirname, relative, resolve, sep } from 'node:path';
+import { dirname, join, relative, resolve, sep } from 'node:path';
 import { NpucError } from '../../compiler/errors.ts';
 import { isOutputFolder } from '../../targets/manifest.ts';
 
@@ -21,8 +21,16 @@ export interface OutputFolder {
  *   or the user's home; IO002 when it cannot be written
  */
 export function openOutputFolder(path: string, force: boolean, inputs: readonly string[]): OutputFolder {
-  const target = resolve(path);
-  if (existsSync(target)) checkReplaceable(path, force, inputs);
+  if (existsSync(path)) checkReplaceable(path, force, inputs);
+  else if (isLink(path)) {
+    throw new NpucError('CL003', {
+      message: `${path} is a link that leads nowhere`,
+      where: path,
+      hint: 'choose another --out',
+    });
+  }
+  // A link stays, and what it leads to is replaced: the disk that it was made for has the room.
+  const target = existsSync(path) ? realpathSync(path) : resolve(path);
   const partial = `${target}.partial-${process.pid}`;
   const discard = (): void => {
     process.removeListener('exit', discard);
@@ -57,8 +65,20 @@ function checkReplaceable(path: string, force: boolean, inputs: readonly string[
     if (!existsSync(input) || !isInside(realpathSync(input), target)) continue;
     refuse(`${path} is or holds ${input}: the output folder is replaced whole`, 'choose another --out');
   }
+  // What is mounted cannot be renamed: better said now than when the work is done.
+  if (statSync(target).dev !== statSync(dirname(target)).dev) {
+    refuse(`${path} is a mount point, and the output folder is replaced whole`, `--out ${join(path, 'build')}`);
+  }
   if (readdirSync(path).length > 0 && !isOutputFolder(path) && !force) {
     refuse(`${path} exists and was not made by npuc`, 'choose another --out, or --force to replace it');
+  }
+}
+
+function isLink(path: string): boolean {
+  try {
+    return lstatSync(path).isSymbolicLink();
+  } catch {
+    return false;
   }
 }
 

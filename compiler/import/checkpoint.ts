@@ -49,7 +49,7 @@ export async function openCheckpoint(source: string, options: HubOptions = {}): 
     return { ...(await openCheckpoint(await fetchHubModel(source, options))), name: repo };
   }
   const path = resolve(source);
-  const stat = statSync(path, { throwIfNoEntry: false });
+  const stat = readable(path, () => statSync(path, { throwIfNoEntry: false }));
   if (!stat) {
     throw new NpucError('IM110', {
       message: `there is no file or folder ${source}`,
@@ -70,9 +70,18 @@ export async function openCheckpoint(source: string, options: HubOptions = {}): 
   });
 }
 
+/** @throws IO001 when the system refuses: no permission, links in a circle */
+function readable<T>(path: string, read: () => T): T {
+  try {
+    return read();
+  } catch (cause) {
+    throw new NpucError('IO001', { message: `cannot read ${path}: ${(cause as Error).message}`, where: path, cause });
+  }
+}
+
 /** The weights of a folder: the index of the shards, model.safetensors, the only .safetensors, the only .gguf. */
 function findWeights(folder: string): string {
-  const files = readdirSync(folder);
+  const files = readable(folder, () => readdirSync(folder));
   const found =
     ['model.safetensors.index.json', 'model.safetensors'].find((name) => files.includes(name)) ??
     onlyOne(files, '.safetensors.index.json', folder) ??

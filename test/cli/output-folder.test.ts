@@ -57,6 +57,28 @@ describe('what is there already', () => {
     }
     expect(readFileSync(join(work, 'file'), 'utf8')).toBe('a file');
   });
+  test('a link stays, and the folder that it leads to is replaced', () => {
+    const far = make('far/out', { 'manifest.json': ours });
+    const link = join(work, 'link');
+    symlinkSync(far, link);
+    const output = openOutputFolder(link, false, []);
+    writeFileSync(join(output.partial, 'new.bin'), 'new');
+    output.commit();
+    expect(readdirSync(far)).toEqual(['new.bin']);
+    expect(readdirSync(link)).toEqual(['new.bin']);
+    expect(readdirSync(work).sort()).toEqual(['far', 'link']);
+  });
+  test('a link that leads nowhere, or to itself', () => {
+    for (const to of ['nowhere', 'link']) {
+      const link = join(work, 'link');
+      symlinkSync(to, link);
+      expect(() => openOutputFolder(link, true, [])).toThrowError(refusal);
+      rmSync(link);
+    }
+  });
+  test.skipIf(process.platform !== 'linux')('a mount point cannot be replaced', () => {
+    expect(() => openOutputFolder('/proc', true, [])).toThrowError(refusal);
+  });
   test('a folder below a file cannot be made', () => {
     writeFileSync(join(work, 'file'), 'a file');
     expect(() => openOutputFolder(join(work, 'file', 'out'), false, [])).toThrowError(

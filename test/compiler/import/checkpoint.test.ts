@@ -1,4 +1,14 @@
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
@@ -233,6 +243,8 @@ describe('bad input', () => {
 
   test('nothing there, another kind of file, a hub name that is none', async () => {
     expect(await fails(openCheckpoint(join(root, 'nothing')))).toEqual(coded('IM110', 'no file or folder'));
+    symlinkSync('circle', join(root, 'circle'));
+    expect(await fails(openCheckpoint(join(root, 'circle')))).toEqual(coded('IO001', 'circle'));
     const folder = folderOf({ 'model.onnx': 'x' });
     expect(await fails(openCheckpoint(join(folder, 'model.onnx')))).toEqual(coded('IM110', 'model.onnx'));
     expect(await fails(openCheckpoint('hf:a/b/c'))).toEqual(coded('HB001'));

@@ -39,7 +39,8 @@ export function lowerDecoder(
 
 /**
  * LiteRT: one file with a signature per shape over shared buffers, in the contract that every NPU plugin takes whole. The
- * embedding table is a file of its own, looked up by the host.
+ * embedding table is a file of its own, looked up by the host. With `io: quantized` a second file has integer ports and is
+ * the one that runs; the fp16 scheme has none.
  */
 export const tfliteTarget: DecoderTarget = {
   name: 'tflite',
@@ -48,9 +49,10 @@ export const tfliteTarget: DecoderTarget = {
     const requests = graphRequests(context.shapes.tokens, context.shapes.cache);
     const graphs = requests.map((request) => decoder.stamp(request).graph());
     writeTflite(join(context.out, MODEL), lowerGraphs(graphs, 'float'));
-    const quantized = context.io === 'quantized';
+    const float = decoder.recipe.scheme === 'fp16';
+    const quantized = context.io === 'quantized' && !float;
     if (quantized) writeTflite(join(context.out, QUANTIZED), lowerGraphs(graphs, 'quantized'));
-    const form = decoder.recipe.scheme === 'fp16' ? 'f16' : 'i8-per-row';
+    const form = float ? 'f16' : 'i8-per-row';
     const table = decoder.migration.weights.get('model.embed_tokens.weight')!;
     writeEmbedding(join(context.out, EMBEDDING), table, form, wasmKernels);
     return {
@@ -66,7 +68,7 @@ export const tfliteTarget: DecoderTarget = {
       })),
       embedding: { file: EMBEDDING, form },
       execution: 'executed',
-      facts: { io: context.io },
+      facts: { io: quantized ? 'quantized' : 'float' },
       files: [MODEL, ...(quantized ? [QUANTIZED] : []), EMBEDDING],
     };
   },

@@ -110,6 +110,10 @@ describe.each(CHECKPOINTS)('$name', { timeout: 300_000 }, ({ source }) => {
     for (const io of ['float', 'quantized'] as const) {
       const out = join(work, `${scheme}-${io}`);
       const target = await tfliteTarget.emit(decoder, emitContext(out, TOKENS, CACHE, io));
+      const isInteger = io === 'quantized' && scheme !== 'fp16';
+      expect(target.files).toHaveLength(isInteger ? 3 : 2);
+      expect(target.graphs[0]!.file).toBe(isInteger ? 'tflite/model.quantized-io.tflite' : 'tflite/model.tflite');
+      expect(Object.keys(target.ports).length > 0).toBe(isInteger);
       const session = await tfliteTarget.open(out, target, {});
       texts.push(await generateGreedy(session, prompt, 12));
       await session.close();

@@ -1,6 +1,14 @@
 import { NpucError } from './errors.ts';
 import { sameEncoding } from './ir/encoding.ts';
-import type { Attribute, Graph, Module, Node, Value, ValueType } from './ir/graph.ts';
+import {
+  type Attribute,
+  capturedOutputs,
+  type Graph,
+  type Module,
+  type Node,
+  type Value,
+  type ValueType,
+} from './ir/graph.ts';
 import { Tensor } from './ir/tensor.ts';
 import { defaultNodeName } from './ir/text-lex.ts';
 import { type Match, matchPattern, type Pattern } from './match.ts';
@@ -173,19 +181,7 @@ function isTied(module: Module, value: Value): boolean {
   return module.tieGroups.some((group) => group.includes(value.name));
 }
 
-/** The values that subgraphs at any depth give out: among them may be captured values of this graph. */
-export function capturedOutputs(graph: Graph): Set<Value> {
-  const found = new Set<Value>();
-  const walk = (scope: Graph): void => {
-    for (const node of scope.nodes)
-      for (const inner of node.subgraphs) {
-        for (const output of inner.outputs) found.add(output);
-        walk(inner);
-      }
-  };
-  walk(graph);
-  return found;
-}
+export { capturedOutputs };
 
 /** Every reader of a value, graph outputs, states and subgraphs that give it out included, reads another one instead. */
 function redirect(graph: Graph, from: Value, to: Value): void {

@@ -1,6 +1,6 @@
-import type { Node, Value } from '../compiler/ir/graph.ts';
+import { capturedOutputs, type Node, type Value } from '../compiler/ir/graph.ts';
 import type { Pass } from '../compiler/pass.ts';
-import { capturedOutputs, remakeNode } from '../compiler/rewrite.ts';
+import { remakeNode } from '../compiler/rewrite.ts';
 
 /**
  *     %a = Relu(%x)                       ->   (nothing)             where nothing reads %a

@@ -120,6 +120,8 @@ export class Node {
   graph: Graph | undefined;
   extras: Extras | undefined;
   readonly #inputs: (Value | undefined)[];
+  /** The entry in its value's uses, per input. */
+  readonly #uses: (Use | undefined)[];
 
   constructor(init: NodeInit) {
     this.op = init.op;
@@ -132,6 +134,7 @@ export class Node {
     this.from = [...new Set(init.from ?? [])];
     this.extras = init.extras;
     this.#inputs = new Array(init.inputs.length).fill(undefined);
+    this.#uses = new Array(init.inputs.length).fill(undefined);
     init.inputs.forEach((value, index) => this.setInput(index, value));
     for (const value of this.outputs) if (value) value.producer = this;
   }
@@ -141,17 +144,23 @@ export class Node {
   }
 
   setInput(index: number, value: Value | undefined): void {
-    const before = this.#inputs[index];
-    if (before) for (const use of before.uses) if (use.node === this && use.index === index) before.uses.delete(use);
-    while (this.#inputs.length <= index) this.#inputs.push(undefined);
+    const before = this.#uses[index];
+    if (before) this.#inputs[index]!.uses.delete(before);
+    while (this.#inputs.length <= index) {
+      this.#inputs.push(undefined);
+      this.#uses.push(undefined);
+    }
     this.#inputs[index] = value;
-    value?.uses.add({ node: this, index });
+    const use = value && { node: this, index };
+    this.#uses[index] = use;
+    if (use) value.uses.add(use);
   }
 
   /** Drops input slots from `length` on. */
   truncateInputs(length: number): void {
     for (let index = length; index < this.#inputs.length; index++) this.setInput(index, undefined);
     this.#inputs.length = Math.min(length, this.#inputs.length);
+    this.#uses.length = this.#inputs.length;
   }
 
   /** The input at an index that must be there. @throws XX001 */
@@ -400,10 +409,12 @@ export class Graph {
   prune(): number {
     let removed = 0;
     // A subgraph may give out a value of this graph without any node reading it.
-    const captured = new Set(this.nodes.flatMap((node) => node.subgraphs).flatMap((graph) => graph.outputs));
+    let captured = capturedOutputs(this);
     for (const node of [...this.nodes].reverse()) {
       if (node.outputs.some((output) => output && (this.isUsed(output) || captured.has(output)))) continue;
+      const gaveOut = node.subgraphs.length > 0;
       this.removeNode(node);
+      if (gaveOut) captured = capturedOutputs(this);
       removed++;
     }
     for (const value of this.constants) if (!this.isUsed(value) && !captured.has(value)) this.removeValue(value);
@@ -444,6 +455,20 @@ export class Graph {
     }
     this.nodes = order;
   }
+}
+
+/** The values that subgraphs at any depth give out: among them may be captured values of this graph. */
+export function capturedOutputs(graph: Graph): Set<Value> {
+  const found = new Set<Value>();
+  const walk = (scope: Graph): void => {
+    for (const node of scope.nodes)
+      for (const inner of node.subgraphs) {
+        for (const output of inner.outputs) found.add(output);
+        walk(inner);
+      }
+  };
+  walk(graph);
+  return found;
 }
 
 /** Every value that a node reads, reads inside its subgraphs included. */

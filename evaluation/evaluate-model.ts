@@ -13,6 +13,7 @@ import type { ModelTarget, ModelTargetManifest, OpenModelOptions } from '../targ
 import type { Soc } from '../targets/socs.ts';
 import { comparedNames, compareModelValues, compareTaps } from './compare-model-values.ts';
 import { compareResults, type OutputComparison, runSamples, worstSqnr } from './compare-runs.ts';
+import type { ValueComparison } from './compare-values.ts';
 import { listFiles } from './merge-plans.ts';
 import type { ModelTargetReport } from './model-report.ts';
 import { firstDiverging } from './rank-values.ts';
@@ -69,10 +70,18 @@ export async function runReference(path: string, module: Module, samples: Sample
   }
 }
 
+/** Every encoded value of a graph against float, on the first samples; none where nothing is encoded. */
+export async function compareInside(quantized: QuantizedGraph, samples: Samples): Promise<ValueComparison[]> {
+  if (quantized.plan.activations.size === 0) return [];
+  return await compareModelValues(quantized, samples.feeds.slice(0, VALUE_SAMPLES));
+}
+
 export interface EvaluateModelInputs {
   readonly target: ModelTarget;
   readonly manifest: ModelTargetManifest;
   readonly quantized: QuantizedGraph;
+  /** What compareInside gives. */
+  readonly values: readonly ValueComparison[];
   readonly reference: Reference;
   readonly samples: Samples;
   /** The output folder being written. */
@@ -85,7 +94,7 @@ export interface EvaluateModelInputs {
 
 /** Executes an artifact on the samples and compares it with the float model, with its twin, and inside. */
 export async function evaluateModel(inputs: EvaluateModelInputs): Promise<ModelTargetReport> {
-  const { target, manifest, quantized, reference, samples, folder } = inputs;
+  const { target, manifest, quantized, values, reference, samples, folder } = inputs;
   const names = manifest.outputs.map(({ name }) => name);
   const runner = await target.open(folder, manifest, inputs.options);
   let results: Tensors[];
@@ -100,10 +109,9 @@ export async function evaluateModel(inputs: EvaluateModelInputs): Promise<ModelT
   const twin = target.openTwin && (await runTwin(inputs, names));
   const agreement = twin && compareResults(names, twin, results, wasmKernels);
   const encoded = quantized.plan.activations.size > 0;
-  const some = samples.feeds.slice(0, VALUE_SAMPLES);
-  const values = encoded ? await compareModelValues(quantized, some) : [];
   const notes: string[] = [];
-  if (agreement && encoded && worstSqnr(agreement) < SUSPICIOUS_TWIN_DB) notes.push(await locateParting(inputs, some));
+  if (agreement && encoded && worstSqnr(agreement) < SUSPICIOUS_TWIN_DB)
+    notes.push(await locateParting(inputs, samples.feeds.slice(0, VALUE_SAMPLES)));
   const diverged = firstDiverging(values, DIVERGENCE_DB);
   const files = listFiles(manifest, inputs.files);
   return {

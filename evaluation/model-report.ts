@@ -45,6 +45,8 @@ export interface ModelReport {
   readonly simplified?: readonly OutputComparison[];
   readonly targets: Readonly<Partial<Record<TargetName, ModelTargetReport>>>;
   readonly plan: readonly PlanLine[];
+  /** What makes the figures doubtful: random samples, samples of another scale. */
+  readonly warnings: readonly string[];
   readonly remarks: readonly string[];
   /** dB under which a value counts as diverged. */
   readonly divergenceThreshold: number;

@@ -15,14 +15,21 @@ export function renderModel(report: ModelReport): string {
     `${report.source} for ${report.soc}, ${report.scheme}: ${inputs}`,
     `calibrated on ${describeSamples(report.calibration)}, evaluated on ${describeSamples(report.evaluation)}`,
   ];
-  for (const warning of describeRandom(report)) lines.push(`WARNING: ${warning}`);
+  for (const warning of report.warnings) lines.push(`WARNING: ${warning}`);
   if (report.simplified) {
     lines.push(
       `frozen and simplified float graph against the untouched model: ${formatDecibels(worstSqnr(report.simplified))}`,
     );
   }
-  for (const [name, target] of Object.entries(report.targets) as [TargetName, ModelTargetReport][])
-    lines.push('', ...renderTarget(name, target, report.divergenceThreshold));
+  const shown = new Map<ModelTargetReport['values'], TargetName>();
+  for (const [name, target] of Object.entries(report.targets) as [TargetName, ModelTargetReport][]) {
+    lines.push('', ...renderTarget(name, target));
+    const twin = shown.get(target.values);
+    if (twin) lines.push(`  the values of the QDQ graph are those of ${twin}`);
+    else lines.push(...renderValues(target, report.divergenceThreshold));
+    if (!twin && target.values.length > 0) shown.set(target.values, name);
+    lines.push(...target.notes.map((note) => `  note: ${note}`));
+  }
   const remarks = report.remarks.slice(0, REMARKS);
   const more = report.remarks.length - remarks.length;
   if (remarks.length > 0) lines.push('', ...remarks.map((remark) => `- ${remark}`));
@@ -30,7 +37,7 @@ export function renderModel(report: ModelReport): string {
   return `${lines.map(printable).join('\n')}\n`;
 }
 
-/** What random samples mean for a report, loudly. */
+/** What random samples mean for a report: its loudest lines. */
 export function describeRandom(report: Pick<ModelReport, 'calibration' | 'evaluation'>): string[] {
   const warnings: string[] = [];
   if (report.calibration.random)
@@ -44,8 +51,8 @@ function describeSamples({ source, samples, random }: SampleReport): string {
   return random ? source : `${samples} ${samples === 1 ? 'sample' : 'samples'} of ${source}`;
 }
 
-function renderTarget(name: TargetName, target: ModelTargetReport, threshold: number): string[] {
-  const head = `${name}: ${target.engine}, ${EXECUTIONS[target.execution].short}, ${formatSeconds(target.seconds)} a run, ${formatBytes(target.bytes)}`;
+function renderTarget(name: TargetName, target: ModelTargetReport): string[] {
+  const head = `${name}: ${target.engine}, ${EXECUTIONS[target.execution].short}, ${formatRun(target.seconds)} a run, ${formatBytes(target.bytes)}`;
   const table = [
     ['output', 'SQNR', 'cosine', 'max error', ...(target.twin ? ['engine', 'QDQ'] : [])],
     ...target.outputs.map((output, i) => [
@@ -60,23 +67,34 @@ function renderTarget(name: TargetName, target: ModelTargetReport, threshold: nu
   if (target.twin) {
     lines.push('  engine: against ONNX Runtime on the same QDQ model; QDQ: that model against the float model');
   }
+  return lines;
+}
+
+/** The ten worst values, with the user's own nodes, and where the graph first parts from the float model. */
+function renderValues(target: ModelTargetReport, threshold: number): string[] {
   const worst = worstValues(target.values, WORST);
-  if (worst.length > 0) {
-    lines.push(
-      `  worst values of the QDQ graph; ${target.firstDivergence ? `first under ${threshold} dB: ${target.firstDivergence}` : `none under ${threshold} dB`}`,
-      ...layTable([
-        ['value', 'SQNR', 'max error', 'steps', 'your node'],
-        ...worst.map(({ value }) => [
-          value.name,
-          formatDecibels(value.sqnr),
-          formatReal(value.maxError),
-          formatSteps(value.maxSteps),
-          describeSource(value.from),
-        ]),
+  if (worst.length === 0) return [];
+  const first = target.firstDivergence
+    ? `first under ${threshold} dB: ${target.firstDivergence}`
+    : `none under ${threshold} dB`;
+  return [
+    `  worst values of the QDQ graph; ${first}`,
+    ...layTable([
+      ['value', 'SQNR', 'max error', 'steps', 'your node'],
+      ...worst.map(({ value }) => [
+        value.name,
+        formatDecibels(value.sqnr),
+        formatReal(value.maxError),
+        formatSteps(value.maxSteps),
+        describeSource(value.from),
       ]),
-    );
-  }
-  return [...lines, ...target.notes.map((note) => `  note: ${note}`)];
+    ]),
+  ];
+}
+
+/** Runs of small models take milliseconds. */
+function formatRun(seconds: number): string {
+  return seconds < 0.1 ? `${(1000 * seconds).toFixed(1)} ms` : formatSeconds(seconds);
 }
 
 function layTable(rows: readonly (readonly string[])[]): string[] {

@@ -1,30 +1,29 @@
-import { createHash } from 'node:crypto';
 import { rmSync, writeFileSync } from 'node:fs';
-import { basename, dirname, join, relative } from 'node:path';
+import { basename, join } from 'node:path';
 import { type QuantizedGraph, quantizeGraph } from '../../calibration/quantize-graph.ts';
+import type { NumberFormat } from '../../calibration/recipe.ts';
 import { randomSamples, readSamples, type Samples, samplePorts } from '../../calibration/samples.ts';
 import { defaultText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
-import { openOnnx } from '../../compiler/import/onnx.ts';
 import { cloneModule } from '../../compiler/ir/clone.ts';
 import type { Module } from '../../compiler/ir/graph.ts';
+import { toFloats } from '../../compiler/ir/tensor.ts';
 import { printType } from '../../compiler/ir/text.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
-import { runPasses } from '../../compiler/pass.ts';
-import { DIVERGENCE_DB, evaluateModel, runReference } from '../../evaluation/evaluate-model.ts';
+import type { ValueComparison } from '../../evaluation/compare-values.ts';
+import { compareInside, DIVERGENCE_DB, evaluateModel, runReference } from '../../evaluation/evaluate-model.ts';
+import { formatReal } from '../../evaluation/format-figures.ts';
 import { mergePlans } from '../../evaluation/merge-plans.ts';
 import type { ModelReport, ModelTargetReport } from '../../evaluation/model-report.ts';
 import { describeRandom, renderModel } from '../../evaluation/render-model.ts';
 import { serializeReport } from '../../evaluation/write-report.ts';
-import { type FreezeOptions, freezeShapes } from '../../passes/freeze-shapes.ts';
-import { liftOpset } from '../../passes/lift-opset.ts';
-import { fuse, simplify } from '../../passes/pipelines.ts';
 import { modelTargets } from '../../targets/index.ts';
 import { describeFile, type ModelManifest, writeManifest } from '../../targets/manifest.ts';
 import type { ModelTarget, ModelTargetManifest } from '../../targets/model-target.ts';
 import { findToolchain, type Toolchain } from '../../targets/qnn/toolchain.ts';
 import type { TargetName } from '../../targets/target.ts';
 import type { CompileOptions } from './compile-decoder.ts';
+import { openModel } from './open-model.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { quote } from './reproduce-command.ts';
 import { version } from './version.ts';
@@ -39,8 +38,6 @@ export interface CompileModelResult {
 /** Samples that are made up where the user gives none; the seeds differ, so that nothing is evaluated on what it was fitted to. */
 const RANDOM_CALIBRATION = { count: 8, seed: 1 };
 const RANDOM_EVALUATION = { count: 2, seed: 2 };
-/** Quantization in blocks and in 4 and 16 bits, and HardSwish, Gelu and LayerNormalization as one node each. */
-const OPSET = 21;
 
 /**
  * Compiles an ONNX model of any kind for every asked target, runs what was written, and compares it with the float model.
@@ -51,24 +48,22 @@ const OPSET = 21;
  */
 export async function compileOnnx(options: CompileOptions, bind: readonly string[]): Promise<CompileModelResult> {
   const { progress, recipe, soc } = options;
-  const freeze = readBindings(bind);
   const { targets, remarks } = pickTargets(options);
   progress.stage('read model');
-  const module = openOnnx(options.source);
-  const digest = digestModel(options.source, module);
+  const { module, digest, bindings, remarks: said } = openModel(options.source, bind);
+  remarks.push(...said);
   const output = openOutputFolder(options.out, options.force, [
     options.source,
     options.calibrationText,
     options.evaluation.text,
   ]);
   try {
-    progress.stage('simplify');
-    remarks.push(...freezeModel(module, freeze));
     const samples = readAllSamples(options, module);
     const warnings = describeRandom({
       calibration: sampleReport(samples.calibration),
       evaluation: sampleReport(samples.evaluation),
     });
+    warnings.push(...compareSampleRanges(module, samples));
     for (const warning of warnings) progress.note(`WARNING: ${warning}`);
     progress.stage('run float model');
     const reference = await runReference(options.source, module, samples.evaluation);
@@ -76,6 +71,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
     const toolchain = findToolchain('qnn');
     const manifests: Partial<Record<TargetName, ModelTargetManifest>> = {};
     const graphs = new Map<TargetName, QuantizedGraph>();
+    const plain: QuantizedGraph[] = [];
     for (const target of targets) {
       try {
         const { graph, manifest } = await emitTarget(
@@ -85,6 +81,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
           options,
           output.partial,
           toolchain,
+          plain,
         );
         graphs.set(target.name, graph);
         manifests[target.name] = manifest;
@@ -100,14 +97,18 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
       .sort()
       .map((path) => describeFile(output.partial, path));
     const reports: Partial<Record<TargetName, ModelTargetReport>> = {};
+    const inside = new Map<QuantizedGraph, ValueComparison[]>();
     for (const target of targets) {
       const manifest = manifests[target.name];
       if (!manifest) continue;
+      const quantized = graphs.get(target.name)!;
       progress.stage(`evaluate ${target.name}`);
+      if (!inside.has(quantized)) inside.set(quantized, await compareInside(quantized, samples.evaluation));
       reports[target.name] = await evaluateModel({
         target,
         manifest,
-        quantized: graphs.get(target.name)!,
+        quantized,
+        values: inside.get(quantized)!,
         reference,
         samples: samples.evaluation,
         folder: output.partial,
@@ -124,7 +125,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
       source: { name: basename(options.source), digest },
       soc: { name: soc.name, arch: `v${soc.arch}` },
       recipe,
-      bindings: { ...freeze.bindings, ...freeze.inputs },
+      bindings,
       calibration: {
         digest: samples.calibration.digest,
         samples: samples.calibration.feeds.length,
@@ -147,10 +148,11 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
       ...(reference.simplified ? { simplified: reference.simplified } : {}),
       targets: reports,
       plan: mergePlans(graphs),
-      remarks: [...new Set([...warnings, ...remarks, ...[...graphs.values()].flatMap(({ plan }) => plan.remarks)])],
+      warnings,
+      remarks: [...new Set([...remarks, ...[...graphs.values()].flatMap(({ plan }) => plan.remarks)])],
       divergenceThreshold: DIVERGENCE_DB,
       command: reproduceModelCommand(options, bind),
-      versions: { npuc: version(), ...toolchain?.versions },
+      versions: { npuc: version(), ...(manifests.qnn ? toolchain?.versions : {}) },
     };
     writeFileSync(join(output.partial, 'report.json'), serializeReport(report));
     progress.finish();
@@ -165,27 +167,6 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
 
 /** What HTP says to a graph that it does not take: without being asked for, the target is then left out. */
 const REFUSALS: ReadonlySet<string> = new Set(['QN010', 'QN011', 'TG002']);
-
-/** `name=number` and `input=1x3x224x224`. @throws CL001 */
-export function readBindings(bind: readonly string[]): FreezeOptions {
-  const bindings: Record<string, number> = {};
-  const inputs: Record<string, readonly number[]> = {};
-  for (const each of bind) {
-    // Names may hold an equals sign themselves; what follows the last one is the length.
-    const at = each.lastIndexOf('=');
-    const [name, value] = [each.slice(0, at), each.slice(at + 1)];
-    if (at < 1 || !/^\d+(x\d+)*$/.test(value)) {
-      throw new NpucError('CL001', {
-        message: `--bind ${each} is not understood`,
-        hint: '--bind name=number for a symbolic dimension, --bind input=1x3x224x224 for the shape of an input',
-      });
-    }
-    const lengths = value.split('x').map(Number);
-    if (lengths.length === 1) bindings[name] = lengths[0]!;
-    else inputs[name] = lengths;
-  }
-  return { bindings, inputs };
-}
 
 function pickTargets(options: CompileOptions): { targets: ModelTarget[]; remarks: string[] } {
   const targets: ModelTarget[] = [];
@@ -202,16 +183,6 @@ function pickTargets(options: CompileOptions): { targets: ModelTarget[]; remarks
     } else remarks.push(`${name} is left out: it is not yet made from ONNX models`);
   }
   return { targets, remarks };
-}
-
-/** Simplifies, freezes and fuses a module in place. @returns what the passes have to say that matters to the user */
-function freezeModel(module: Module, freeze: FreezeOptions): string[] {
-  runPasses(module, simplify, { untilStable: true });
-  runPasses(module, [freezeShapes(freeze)]);
-  runPasses(module, simplify, { untilStable: true });
-  const lifted = runPasses(module, [liftOpset(OPSET)]);
-  runPasses(module, [...fuse, ...simplify], { untilStable: true });
-  return lifted.remarks.map(({ where, text }) => `${where}: ${text}`);
 }
 
 interface AllSamples {
@@ -233,6 +204,29 @@ function readAllSamples(options: CompileOptions, module: Module): AllSamples {
   };
 }
 
+/** How much less of its calibrated range an input may use before it looks as if it had been scaled otherwise. */
+const NARROW = 1 / 16;
+
+/** Evaluation samples that were scaled otherwise than those of calibration: their figures would be those of another model. */
+function compareSampleRanges(module: Module, { calibration, evaluation }: AllSamples): string[] {
+  if (calibration === evaluation) return [];
+  const rangeOf = (samples: Samples, name: string): { min: number; max: number } =>
+    samples.feeds
+      .map((feed) => wasmKernels.findRange(toFloats(feed[name]!)))
+      .reduce((a, b) => ({ min: Math.min(a.min, b.min), max: Math.max(a.max, b.max), skipped: 0 }));
+  return module.graph().inputs.flatMap((input) => {
+    if (input.dtype !== 'f32') return [];
+    const [calibrated, seen] = [rangeOf(calibration, input.name), rangeOf(evaluation, input.name)];
+    const size = (range: { min: number; max: number }): number => Math.max(-range.min, range.max, 1e-9);
+    const ratio = size(seen) / size(calibrated);
+    if (ratio >= NARROW && ratio <= 1 / NARROW) return [];
+    const show = ({ min, max }: { min: number; max: number }): string => `${formatReal(min)} to ${formatReal(max)}`;
+    return [
+      `${input.name} was calibrated on ${show(calibrated)} and is evaluated on ${show(seen)}: were the samples scaled alike?`,
+    ];
+  });
+}
+
 function sampleReport({ source, feeds, random }: Samples): ModelReport['calibration'] {
   return { source, samples: feeds.length, random };
 }
@@ -244,19 +238,26 @@ async function emitTarget(
   options: CompileOptions,
   out: string,
   toolchain: Toolchain | undefined,
+  plain: QuantizedGraph[],
 ): Promise<{ graph: QuantizedGraph; manifest: ModelTargetManifest }> {
   const { progress, recipe, soc } = options;
   progress.stage(`quantize for ${target.name}`);
   const lowered = cloneModule(module);
-  target.lower(lowered, soc);
-  const graph = await quantizeGraph({
-    module: lowered,
-    feeds: calibration.feeds,
-    recipe,
-    format: target.format(soc),
-    kernels: wasmKernels,
-    onProgress: (done, total) => progress.update(done, total),
-  });
+  const isPlain = target.lower(lowered, soc).changed.length === 0;
+  const format = target.format(soc);
+  // Targets of one number format that need no rewriting get the very same integers.
+  const same = isPlain ? plain.find((other) => servesAlike(other, module, format)) : undefined;
+  const graph =
+    same ??
+    (await quantizeGraph({
+      module: lowered,
+      feeds: calibration.feeds,
+      recipe,
+      format,
+      kernels: wasmKernels,
+      onProgress: (count, total) => progress.update(count, total),
+    }));
+  if (isPlain && !same) plain.push(graph);
   progress.stage(`emit ${target.name}`);
   const manifest = await target.emit(graph, {
     out,
@@ -267,17 +268,12 @@ async function emitTarget(
   return { graph, manifest };
 }
 
-/** SHA-256 of the model file; with external data, of the digests of all files. */
-function digestModel(path: string, module: Module): string {
-  const folder = dirname(path);
-  const own = describeFile(folder, basename(path)).sha256;
-  const others = [...module.weights]
-    .flatMap(({ storage }) => (storage.kind === 'file' ? [relative(folder, storage.file.path)] : []))
-    .filter((name) => name !== basename(path));
-  if (others.length === 0) return own;
-  const hash = createHash('sha256').update(own);
-  for (const name of [...new Set(others)].sort()) hash.update(`${name} ${describeFile(folder, name).sha256}`);
-  return hash.digest('hex');
+/** Whether a graph that was quantized for one target is what quantizing a module for another format would give. */
+function servesAlike(done: QuantizedGraph, module: Module, format: NumberFormat): boolean {
+  const ops = new Set(module.graph().nodes.map(({ op }) => op));
+  const relevant = ({ name, table, widths, ...rest }: NumberFormat): string =>
+    JSON.stringify([rest, Object.entries(widths).filter(([op]) => ops.has(op))]);
+  return relevant(done.format) === relevant(format);
 }
 
 /** The command line that makes a compile's artifacts and report again. */

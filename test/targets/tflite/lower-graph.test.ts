@@ -172,6 +172,11 @@ describe('kernel versions are the lowest that do the job', () => {
     expect([versionOf(name, 'f32'), versionOf(name, 'i8'), versionOf(name, 'i16')]).toEqual([[float], [int8], [int16]]);
   });
 
+  it.each(['Add', 'Sub'])('%s of int16 says that its scales are no powers of two', (name) => {
+    const model = lowerGraphs([parseGraph(`${CASES[name]!.body('i16')}\nend`).graph()], 'quantized');
+    expect(model.subgraphs[0]!.operators[0]!.options).toMatchObject({ potScaleInt16: false });
+  });
+
   it('Transpose and Split of more dimensions', () => {
     const high = (op: string): number[] => {
       const { subgraphs } = lowerGraphs(

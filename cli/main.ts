@@ -73,6 +73,8 @@ function reportError(error: unknown, json: boolean): number {
 }
 
 for (const [signal, code] of [
+  // A terminal that is closed, or a connection that drops.
+  ['SIGHUP', 129],
   ['SIGINT', 130],
   ['SIGTERM', 143],
 ] as const) {
@@ -81,7 +83,12 @@ for (const [signal, code] of [
 }
 
 // A reader that has seen enough, such as head, is no failure of ours.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => process.exit(error.code === 'EPIPE' ? 0 : 70));
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0);
+  const failure = new NpucError('IO002', { message: `cannot write to stdout: ${error.message}` });
+  process.stderr.write(`${formatError(failure)}\n`);
+  process.exit(failure.exitCode);
+});
 
 const code = await runCommandLine(hideBin(process.argv));
 // Runtimes keep threads alive that nobody waits for any more; what is written must be through first.

@@ -301,7 +301,11 @@ describe('a machine that fails', () => {
     expectCoded(outcome, /^RT20[12] /, 2, out);
   });
 
-  test('Ctrl-C leaves nothing behind and exits with 130', async () => {
+  test.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+    ['SIGHUP', 129],
+  ] as const)('%s leaves nothing behind and exits with %i', async (signal, code) => {
     const out = join(work, 'interrupted');
     const outcome = await runNpuc(
       ['compile', demo, '--target', 'onnx', '--out', out, ...quick, '--calibration-windows', '64'],
@@ -311,13 +315,13 @@ describe('a machine that fails', () => {
             if (child.exitCode !== null) return clearInterval(timer);
             if (readdirSync(work).some((name) => name.startsWith('interrupted.partial'))) {
               clearInterval(timer);
-              child.kill('SIGINT');
+              child.kill(signal);
             }
           }, 10);
         },
       },
     );
-    expect(outcome.code).toBe(130);
+    expect(outcome.code).toBe(code);
     expect(readdirSync(work).filter((name) => name.startsWith('interrupted'))).toEqual([]);
   });
 });

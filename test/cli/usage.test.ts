@@ -1,8 +1,11 @@
+import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { demo, runNpuc } from './run-npuc.ts';
+import { demo, root, runNpuc } from './run-npuc.ts';
+
+const main = join(root, 'dist', 'cli', 'main.js');
 
 let work: string;
 beforeAll(() => {
@@ -87,4 +90,15 @@ test('completion offers flags after a dash, else commands and choices, and leave
   expect(await complete('compile', '--sc')).toContain('--scheme');
   expect(await complete('compile', '')).toEqual(['']);
   expect(await complete('toolchain', '')).toEqual(['install', 'list', 'licence', 'remove']);
+});
+
+test.skipIf(process.platform !== 'linux')('a reader that has seen enough is no failure, a full disk is one', () => {
+  const shell = (command: string) =>
+    spawnSync('bash', ['-c', `set -o pipefail; ${command.replace('npuc', `'${process.execPath}' '${main}'`)}`], {
+      encoding: 'utf8',
+    });
+  const { status, stderr } = shell(`npuc inspect '${demo}' > /dev/full`);
+  expect(stderr).toMatch(/^IO002 cannot write to stdout: ENOSPC/);
+  expect(status).toBe(2);
+  expect(shell(`npuc inspect '${demo}' | true`)).toMatchObject({ status: 0, stderr: '' });
 });

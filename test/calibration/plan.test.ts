@@ -88,9 +88,13 @@ describe.each(['onnx', 'qnn', 'tflite'] as const)('a plan for %s', (target) => {
 
   test('w8a8 with a 16-bit cache multiplies it with 16-bit values: HTP takes no 8 by 16 bit product', async () => {
     const graph = (await quantize('w8a8', target, { cache: 16 })).stamp({ name: 'g', tokens: 16, cache: 64 }).graph();
+    if (target === 'tflite') {
+      // LiteRT has no mixed products: the cache follows the activations there.
+      for (const port of graph.states.values()) expect(port.input.encoding!.dtype).toBe('i8');
+      return;
+    }
     const products = graph.nodes.filter((node) => node.op === 'MatMul' && node.input(1).encoding!.dtype === 'i16');
-    // LiteRT has no mixed products: the cache follows the activations there.
-    expect(products.length).toBe(target === 'tflite' ? 0 : 2 * model.config.layers);
+    expect(products.length).toBe(2 * model.config.layers);
     for (const node of products) expect(node.input(0).encoding!.dtype, node.name).toBe('u16');
   });
 

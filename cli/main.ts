@@ -82,14 +82,15 @@ for (const [signal, code] of [
   process.once(signal, () => process.exit(code));
 }
 
-// A reader that has seen enough, such as head, is no failure of ours.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+/** A reader that has seen enough, such as head, is no failure of ours; a full disk is one. */
+function endUnwritten(error: NodeJS.ErrnoException): void {
   if (error.code === 'EPIPE') process.exit(0);
   const failure = new NpucError('IO002', { message: `cannot write to stdout: ${error.message}` });
   process.stderr.write(`${formatError(failure)}\n`);
   process.exit(failure.exitCode);
-});
+}
+process.stdout.on('error', endUnwritten);
 
 const code = await runCommandLine(hideBin(process.argv));
 // Runtimes keep threads alive that nobody waits for any more; what is written must be through first.
-process.stdout.write('', () => process.exit(code));
+process.stdout.write('', (error) => (error ? endUnwritten(error) : process.exit(code)));

@@ -97,11 +97,20 @@ function formatRun(seconds: number): string {
   return seconds < 0.1 ? `${(1000 * seconds).toFixed(1)} ms` : formatSeconds(seconds);
 }
 
+/** Longest name in a table: exporters of some frameworks chain the names of everything that they merged. */
+const LONGEST_CELL = 44;
+
 function layTable(rows: readonly (readonly string[])[]): string[] {
-  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => printable(row[column]!).length)));
-  return rows.map((row) =>
-    `  ${row.map((cell, column) => printable(cell).padEnd(widths[column]!)).join('  ')}`.trimEnd(),
-  );
+  const cells = rows.map((row) => row.map((cell) => shorten(printable(cell))));
+  const widths = cells[0]!.map((_, column) => Math.max(...cells.map((row) => row[column]!.length)));
+  return cells.map((row) => `  ${row.map((cell, column) => cell.padEnd(widths[column]!)).join('  ')}`.trimEnd());
+}
+
+/** Cuts the middle out of a text that is too long: the ends of names say most. */
+function shorten(text: string): string {
+  if (text.length <= LONGEST_CELL) return text;
+  const head = Math.floor((LONGEST_CELL - 1) / 3);
+  return `${text.slice(0, head)}\u2026${text.slice(text.length - (LONGEST_CELL - 1 - head))}`;
 }
 
 /** Names come from a stranger's file: control characters in them must not reach the terminal. */

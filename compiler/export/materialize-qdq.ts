@@ -46,6 +46,8 @@ class Materializer {
   readonly #opset: number;
   /** Values that a node reads, or that a subgraph gives out as they are: only these need a DequantizeLinear. */
   readonly #read: Set<Value> = new Set();
+  /** Names of the model's nodes: some exporters name a node as the value that it gives, and runtimes take no name twice. */
+  readonly #nodeNames: Set<string> = new Set();
   /** A source value in the fresh graph under its own name. */
   readonly #copies: Map<Value, Value> = new Map();
   /** What readers of a source value read instead. */
@@ -58,7 +60,10 @@ class Materializer {
   constructor(source: Graph, opset: number) {
     this.#opset = opset;
     for (const graph of nestedGraphs(source)) {
-      for (const node of graph.nodes) for (const value of node.inputs) if (value) this.#read.add(value);
+      for (const node of graph.nodes) {
+        this.#nodeNames.add(node.name);
+        for (const value of node.inputs) if (value) this.#read.add(value);
+      }
       for (const value of graph.outputs) if (graph.find(value.name) !== value) this.#read.add(value);
     }
   }
@@ -176,7 +181,7 @@ class Materializer {
     graph.addNode({
       op,
       domain: this.#domain(encoding, value),
-      name: output.name,
+      name: this.#nodeNames.has(output.name) ? `${output.name}/${op}` : output.name,
       inputs: [input, scale, zero],
       outputs: [output],
       attributes: layoutAttributes(encoding),

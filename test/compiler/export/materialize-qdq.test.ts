@@ -289,6 +289,15 @@ describe('graphs', () => {
     verify(decodeOnnx(encodeOnnx(module)));
   });
 
+  it('never give a node the name of another, though it be named as its value', async () => {
+    const { module, graph, y } = makeMatMul(FORMS['i8 per tensor']!);
+    y.producer!.name = y.name;
+    const written = materializeQdq(graph);
+    const names = written.nodes.map((node) => node.name);
+    expect(new Set(names).size, String(names)).toBe(names.length);
+    await runOnnx(encodeOnnx(module), () => ({ x: { dtype: 'f32', shape: [2, K], data: wave(2 * K, 0) } }));
+  });
+
   it('with branches share constants and encodings with them', async () => {
     const { module, graph, x, w, y } = makeMatMul(FORMS['i8 per channel']!);
     graph.outputs.length = 0;

@@ -114,6 +114,9 @@ export class Tensor {
     if (data.length !== count)
       throw new NpucError('XX001', { message: `${data.length} elements for shape [${shape}]` });
     let array = data as TypedArray;
+    if (ArrayBuffer.isView(data) && !(data instanceof DTYPES[dtype].array)) {
+      throw new NpucError('XX001', { message: `${data.constructor.name} for elements of type ${dtype}` });
+    }
     if (!ArrayBuffer.isView(data)) {
       array = new DTYPES[dtype].array(
         new ArrayBuffer(count * DTYPES[dtype].array.prototype.BYTES_PER_ELEMENT),
@@ -226,13 +229,24 @@ export function transposeTensor(source: Tensor): Tensor {
   return new Tensor(source.dtype, [columns, rows], { kind: 'derived', compute, transposeOf: source });
 }
 
+let halves: Float32Array | undefined;
+
+/** The value of every half: looking up is ten times as fast as computing. */
+function halfTable(): Float32Array {
+  halves ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => halfToNumber(bits));
+  return halves;
+}
+
 /** Any number type to f32. */
 export function toFloats(tensor: TensorData): Float32Array {
   const { dtype, data } = tensor;
   if (data instanceof Float32Array) return data;
   const out = new Float32Array(data.length);
-  if (dtype === 'f16') for (let i = 0; i < out.length; i++) out[i] = halfToNumber(data[i] as number);
-  else if (dtype === 'bf16') for (let i = 0; i < out.length; i++) out[i] = bfloatToNumber(data[i] as number);
+  if (dtype === 'f16') {
+    const table = halfTable();
+    const bits = data as Uint16Array;
+    for (let i = 0; i < out.length; i++) out[i] = table[bits[i]!]!;
+  } else if (dtype === 'bf16') for (let i = 0; i < out.length; i++) out[i] = bfloatToNumber(data[i] as number);
   else for (let i = 0; i < out.length; i++) out[i] = Number(data[i]);
   return out;
 }

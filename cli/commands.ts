@@ -1,4 +1,5 @@
 import type { Argv } from 'yargs';
+import { bundleCommand } from './bundle.ts';
 import { compileCommand } from './compile.ts';
 import { demoCommand } from './demo.ts';
 import { diffCommand } from './diff.ts';
@@ -21,6 +22,7 @@ export const COMMANDS: readonly Command[] = [
   inspectCommand,
   diffCommand,
   generateCommand,
+  bundleCommand,
   toolchainCommand,
   doctorCommand,
   demoCommand,

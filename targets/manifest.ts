@@ -101,6 +101,8 @@ export function readAnyManifest(folder: string): Manifest | ModelManifest {
       'give the --out folder of npuc compile',
     );
   }
+  if ('kind' in manifest && manifest.kind === 'genie-bundle')
+    return refuse(`${folder} is a Genie bundle`, 'give the folder that the bundle was made from');
   if (manifest.format !== 1) {
     return refuse(
       `${folder} was compiled by npuc ${manifest.npuc}, whose format this version does not read`,

@@ -191,7 +191,10 @@ export class DecoderSession {
       const held = positions.map((position) => Math.min(position, protocol.cache - 1));
       feeds[names.positions!] = { dtype: 'i32', shape: [1, size], data: Int32Array.from(held) };
     } else {
-      this.#giveRotary(give, size, positions);
+      if (protocol.contract === 'genie' && this.#encodings.has(names.cos!)) {
+        feeds[names.cos!] = this.#truncateTable(names.cos!, Math.cos, positions);
+        feeds[names.sin!] = this.#truncateTable(names.sin!, Math.sin, positions);
+      } else this.#giveRotary(give, size, positions);
     }
     for (const [list, axis] of [
       [names.pastKey, protocol.keyTimeAxis],
@@ -259,6 +262,24 @@ export class DecoderSession {
     }
     give(names.cos!, [1, size, 1, headDim], fullCos);
     give(names.sin!, [1, size, 1, headDim], fullSin);
+  }
+
+  /**
+   * The integers that Genie makes of a rotary table, [1, 1, tokens, headDim / 2]: angles in f64, cut off, not rounded. Of
+   * 2048 numbers in its tensor dumps 3 differ by one; rounding changes half of them, which tips close choices of tokens.
+   */
+  #truncateTable(name: string, wave: (angle: number) => number, positions: readonly number[]): TensorData {
+    const { frequencies } = this.protocol;
+    const { dtype, scale, zeroPoint } = this.#encodings.get(name)!;
+    const [low, high] = integerRange(dtype);
+    const data = zeros(dtype, positions.length * frequencies.length);
+    positions.forEach((position, row) => {
+      frequencies.forEach((frequency, i) => {
+        const exact = wave(position * frequency) / scale[0]! + (zeroPoint?.[0] ?? 0);
+        data[row * frequencies.length + i] = Math.min(high, Math.max(low, Math.trunc(exact)));
+      });
+    });
+    return { dtype, shape: [1, 1, positions.length, frequencies.length], data };
   }
 
   #encode(name: string, shape: readonly number[], data: Float32Array): TensorData {

@@ -45,13 +45,18 @@ export interface StartedChild {
  * Spawns the native child with its own working folder; `libraries` is searched for what the vendor's code loads by name,
  * which must be said before the process starts. The folder is removed when the child ends.
  */
-export function spawnChild(parameters: readonly string[], libraries: string, workFolder = tmpdir()): StartedChild {
+export function spawnChild(
+  parameters: readonly string[],
+  libraries: string,
+  workFolder: string = tmpdir(),
+  entry: 'native-host' | 'genie-host' = 'native-host',
+): StartedChild {
   const folder = mkdtempSync(join(workFolder, '.npuc-native-'));
   // A file, not a pipe: it is complete when an answer arrives, survives a crash, and no verbose log can block the child.
   const log = openSync(join(folder, LOG), 'w');
   const { NODE_OPTIONS: _, ...environment } = process.env;
   const search = [libraries, process.env.LD_LIBRARY_PATH].filter(Boolean).join(':');
-  const child = spawn(process.execPath, [hostEntry(), ...parameters, String(process.pid)], {
+  const child = spawn(process.execPath, [hostEntry(entry), ...parameters, String(process.pid)], {
     cwd: folder,
     env: { ...environment, LD_LIBRARY_PATH: search },
     stdio: ['ignore', log, log, 'pipe'],
@@ -76,13 +81,13 @@ export function spawnChild(parameters: readonly string[], libraries: string, wor
 }
 
 /** The child's entry, always the built one: Node does not run TypeScript. */
-function hostEntry(): string {
+function hostEntry(entry: string): string {
   const here = dirname(fileURLToPath(import.meta.url));
-  const beside = join(here, 'native-host.js');
+  const beside = join(here, `${entry}.js`);
   if (existsSync(beside)) return beside;
   let root = here;
   while (!existsSync(join(root, 'package.json')) && dirname(root) !== root) root = dirname(root);
-  const built = join(root, 'dist', 'compiler', 'runtime', 'native-host.js');
+  const built = join(root, 'dist', 'compiler', 'runtime', `${entry}.js`);
   if (existsSync(built)) return built;
   throw new NpucError('XX001', { message: `${built} is missing`, hint: 'npm run build' });
 }

@@ -3,6 +3,7 @@ import { basename, join } from 'node:path';
 import type { QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
+import type { RopeConfig } from '../../compiler/import/huggingface/config.ts';
 import type { Graph } from '../../compiler/ir/graph.ts';
 import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
@@ -95,7 +96,13 @@ export const qnnTarget: DecoderTarget = {
         source: `qnn/qdq/${request.name}.onnx`,
       })),
       execution: share ? 'executed-as-twin' : 'executed',
-      facts: { soc: soc.number, arch: `v${soc.arch}`, shared: share, graphs: requests.length },
+      facts: {
+        soc: soc.number,
+        arch: `v${soc.arch}`,
+        shared: share,
+        graphs: requests.length,
+        ...ropeFacts(decoder.config.rope),
+      },
       files: [
         ...new Set(files.flatMap((file) => [`qnn/${basename(file.onnx)}`, `qnn/${basename(file.binary)}`])),
         ...requests.map(({ name }) => `qnn/qdq/${name}.onnx`),
@@ -143,8 +150,20 @@ export const qnnTarget: DecoderTarget = {
   },
 };
 
+/** How the rotary frequencies were made: vendor runtimes make them again from these numbers. */
+function ropeFacts(rope: RopeConfig): Record<string, string | number> {
+  return {
+    ropeType: rope.type,
+    ropeTheta: rope.theta,
+    ropeFactor: rope.factor,
+    ropeLowFrequencyFactor: rope.lowFrequencyFactor,
+    ropeHighFrequencyFactor: rope.highFrequencyFactor,
+    ropeOriginalPositions: rope.originalPositions,
+  };
+}
+
 /** What a graph was compiled from. @throws TG110 */
-function sourceOf(folder: string, graph: ManifestGraph): ContextModel {
+export function sourceOf(folder: string, graph: ManifestGraph): ContextModel {
   if (!graph.source)
     throw new NpucError('TG110', { message: `the manifest names no source of ${graph.name}`, where: folder });
   return { name: graph.name, path: join(folder, graph.source), externalData: [DATA] };

@@ -1,0 +1,143 @@
+import type { DecoderProtocol } from '../../compiler/runtime/decoder-session.ts';
+import type { ContextGraph, ContextInfo, ContextTensor } from './read-context.ts';
+
+/** A raw mask of 0 must be a value that softmax turns into nothing. */
+const LEAST_MASK = -20;
+const FLOATS: readonly string[] = ['f16', 'f32'];
+
+interface Found {
+  readonly problems: string[];
+  readonly warnings: string[];
+}
+
+/**
+ * Checks the graphs of a bundle's binaries against Genie's contract: names, shapes, types, and the quantization that Genie
+ * takes for granted (an attended token is 65535 in the mask, an empty 8-bit cache is 128, a cache goes out as it came in,
+ * and every shared tensor has one quantization in all graphs).
+ * @param tokens new tokens of the graphs that should be there
+ */
+export function checkGraphs(
+  contexts: ReadonlyMap<string, ContextInfo>,
+  protocol: DecoderProtocol,
+  tokens: readonly number[],
+): Found {
+  const found: Found = { problems: [], warnings: [] };
+  const sizes: number[] = [];
+  const seen = new Map<string, { readonly where: string; readonly form: string }>();
+  for (const [binary, { graphs }] of contexts) {
+    for (const graph of graphs) {
+      const ids = graph.inputs.find(({ name }) => name === protocol.names.tokens);
+      const size = ids ? ids.shape.reduce((product, dim) => product * dim, 1) : 0;
+      const where = size > 0 ? `${binary}, ${size} tokens` : `${binary}, ${graph.name}`;
+      if (size > 0) sizes.push(size);
+      checkPorts(graph, protocol, size, where, found);
+      checkCache(graph, protocol, where, found);
+      checkMask(graph, protocol, where, found);
+      for (const tensor of [...graph.inputs, ...graph.outputs]) {
+        const form = describe(tensor);
+        const other = seen.get(tensor.name);
+        if (other && other.form !== form)
+          found.problems.push(`${tensor.name} is ${form} in ${where}, ${other.form} in ${other.where}`);
+        else seen.set(tensor.name, { where, form });
+      }
+    }
+  }
+  sizes.sort((a, b) => b - a);
+  const wanted = [...tokens].sort((a, b) => b - a);
+  if (sizes.join() !== wanted.join())
+    found.problems.push(`the binaries have graphs of ${sizes.join(', ')} new tokens, not ${wanted.join(', ')}`);
+  return found;
+}
+
+/** Names and shapes: facts genie-cnn A, qnn-htp 4. A missing cache output ends Genie in a segmentation fault. */
+function checkPorts(
+  graph: ContextGraph,
+  { names, headDim, vocabSize, cache, layers }: DecoderProtocol,
+  size: number,
+  where: string,
+  { problems }: Found,
+): void {
+  if (size >= cache) problems.push(`${where}: the context of ${cache} has no room for a past`);
+  const past = cache - size;
+  const half = headDim / 2;
+  const heads = graph.inputs.find(({ name }) => name === names.pastKey[0])?.shape[0] ?? 0;
+  const inputs = new Map<string, readonly number[]>([
+    [names.tokens, [1, size]],
+    [names.mask, [1, 1, size, cache]],
+    [names.cos ?? 'position_ids_cos', [1, 1, size, half]],
+    [names.sin ?? 'position_ids_sin', [1, 1, size, half]],
+  ]);
+  const outputs = new Map<string, readonly number[]>([[names.logits, [1, size, vocabSize]]]);
+  for (let layer = 0; layer < layers; layer++) {
+    inputs.set(names.pastKey[layer]!, [heads, 1, headDim, past]);
+    inputs.set(names.pastValue[layer]!, [heads, 1, past, headDim]);
+    outputs.set(names.newKey[layer]!, [heads, 1, headDim, size]);
+    outputs.set(names.newValue[layer]!, [heads, 1, size, headDim]);
+  }
+  for (const [side, wanted, tensors] of [
+    ['input', inputs, graph.inputs],
+    ['output', outputs, graph.outputs],
+  ] as const) {
+    for (const { name } of tensors) {
+      if (!wanted.has(name)) problems.push(`${where}: Genie knows no ${side} ${name}`);
+    }
+    for (const [name, shape] of wanted) {
+      const tensor = tensors.find((candidate) => candidate.name === name);
+      if (!tensor) problems.push(`${where}: ${side} ${name} is missing`);
+      else if (tensor.shape.join() !== shape.join())
+        problems.push(`${where}: ${name} is [${tensor.shape}], Genie wants [${shape}]`);
+    }
+  }
+  const ids = graph.inputs.find(({ name }) => name === names.tokens);
+  if (ids && ids.dtype !== 'i32') problems.push(`${where}: ${ids.name} is ${ids.dtype}, Genie feeds i32`);
+  for (const name of [names.cos, names.sin, names.logits]) {
+    const tensor = [...graph.inputs, ...graph.outputs].find((candidate) => candidate.name === name);
+    if (tensor && tensor.dtype !== 'u16' && !FLOATS.includes(tensor.dtype))
+      problems.push(`${where}: ${tensor.name} is ${tensor.dtype}, Genie takes u16 and floats`);
+  }
+}
+
+/** Genie copies what comes out of a cache port into its input without looking at the scales. */
+function checkCache(graph: ContextGraph, { names }: DecoderProtocol, where: string, found: Found): void {
+  const types = new Set<string>();
+  const pairs = [
+    ...names.pastKey.map((name, layer) => [name, names.newKey[layer]!] as const),
+    ...names.pastValue.map((name, layer) => [name, names.newValue[layer]!] as const),
+  ];
+  for (const [past, added] of pairs) {
+    const from = graph.outputs.find(({ name }) => name === added);
+    const to = graph.inputs.find(({ name }) => name === past);
+    if (!from || !to) continue;
+    types.add(to.dtype);
+    if (describe(from) !== describe(to))
+      found.problems.push(`${where}: ${added} is ${describe(from)}, it goes into ${past} as ${describe(to)}`);
+    if (to.dtype === 'u8' && to.zeroPoint !== 128)
+      found.problems.push(`${where}: ${past} has zero at ${to.zeroPoint}, an empty cache of Genie's is 128`);
+  }
+  if (types.size > 1) found.problems.push(`${where}: the caches are ${[...types].join(' and ')}, Genie wants one type`);
+  for (const type of types) {
+    if (type !== 'u8' && !FLOATS.includes(type))
+      found.warnings.push(
+        `${where}: the caches are ${type}; Genie documents u8 only, other types ran on the simulator`,
+      );
+  }
+}
+
+/** Genie writes 65535 (or the type's largest integer) where a token may look, 0 elsewhere. */
+function checkMask(graph: ContextGraph, { names }: DecoderProtocol, where: string, { problems }: Found): void {
+  const mask = graph.inputs.find(({ name }) => name === names.mask);
+  if (!mask || FLOATS.includes(mask.dtype)) return;
+  if (mask.dtype !== 'u16' && mask.dtype !== 'u8') {
+    problems.push(`${where}: ${mask.name} is ${mask.dtype}, Genie writes u16`);
+    return;
+  }
+  const top = mask.dtype === 'u16' ? 65535 : 255;
+  if (mask.zeroPoint !== top)
+    problems.push(`${where}: ${mask.name} has zero at ${mask.zeroPoint}, Genie writes ${top} where a token may look`);
+  const hidden = (0 - (mask.zeroPoint ?? 0)) * (mask.scale ?? 0);
+  if (hidden > LEAST_MASK) problems.push(`${where}: ${mask.name} hides a token with ${hidden}, which is too near to 0`);
+}
+
+function describe({ dtype, scale, zeroPoint }: ContextTensor): string {
+  return scale === undefined ? dtype : `${dtype} with scale ${scale}, zero ${zeroPoint}`;
+}

@@ -7,6 +7,7 @@ import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
 import type { Runner, Tensors } from '../compiler/runtime/runner.ts';
 import { clampedValues, computes, isReal } from './precision.ts';
 import { type NumberFormat, type Override, overrideOf, type Recipe } from './recipe.ts';
+import { movementRoot } from './statistics.ts';
 
 export interface PromoteInputs {
   /** The float graph. */
@@ -78,7 +79,7 @@ export async function promoteValues(inputs: PromoteInputs): Promise<Promotions> 
   return { overrides, remarks };
 }
 
-/** Values that share one rounding, and the nodes that must work at 16 bits to spare it. */
+/** Values that share one rounding, and the nodes that must work at 16 bits to spare it: their makers and readers. */
 interface Site {
   readonly name: string;
   readonly encoding: Encoding;
@@ -94,24 +95,26 @@ function findSites(float: Graph, quantized: Graph, opset: number, format: Number
   const shared = new Map<Encoding | Value, { encoding: Encoding; values: Value[]; nodes: Set<Node> }>();
   for (const value of float.values) {
     const encoding = quantized.find(value.name)?.encoding;
-    const maker = value.producer;
     if (!encoding || !isReal(value) || value.data || clamped.has(value)) continue;
-    if (maker && !computes(maker, opset)) continue;
     // Kernels of one kind share an encoding that is fixed for all of them; elsewhere it is shared by movement.
-    const key = fixed.has(encoding) ? value : encoding;
+    const key = fixed.has(encoding) ? movementRoot(value) : encoding;
     const site = shared.get(key) ?? { encoding, values: [], nodes: new Set<Node>() };
     shared.set(key, site);
-    site.values.push(value);
-    // What is fed has the width of its readers.
-    for (const node of maker ? [maker] : value.consumers.filter((reader) => computes(reader, opset)))
-      site.nodes.add(node);
+    const maker = value.producer;
+    const moved = maker !== undefined && !computes(maker, opset);
+    if (!moved) site.values.push(value);
+    if (maker && !moved) site.nodes.add(maker);
+    // A reader of 8 bits would round the value again.
+    for (const reader of value.consumers) if (computes(reader, opset)) site.nodes.add(reader);
   }
-  return [...shared.values()].map(({ encoding, values, nodes }) => ({
-    name: values[0]!.name,
-    encoding,
-    values: values.map(({ name }) => name),
-    nodes: [...nodes],
-  }));
+  return [...shared.values()]
+    .filter(({ values }) => values.length > 0)
+    .map(({ encoding, values, nodes }) => ({
+      name: values[0]!.name,
+      encoding,
+      values: values.map(({ name }) => name),
+      nodes: [...nodes],
+    }));
 }
 
 interface Part {

@@ -1,6 +1,7 @@
 import { NpucError } from '../errors.ts';
+import { byteLengthOf } from '../ir/dtype.ts';
 import type { Module } from '../ir/graph.ts';
-import type { Tensor } from '../ir/tensor.ts';
+import { Tensor } from '../ir/tensor.ts';
 import type { Tokenizer } from '../runtime/tokenizer.ts';
 import type { Checkpoint } from './checkpoint.ts';
 import type { DecoderConfig } from './huggingface/config.ts';
@@ -20,7 +21,7 @@ export interface DecoderModel {
 export function readDecoderModel(checkpoint: Checkpoint): DecoderModel {
   const config = parseDecoderConfig(checkpoint.config, checkpoint.name);
   const weights = collectWeights(config, checkpoint.tensors, checkpoint.name);
-  const embed = lookUpRows(weights.get('model.embed_tokens.weight')!, config.hiddenSize);
+  const embed = lookUpRows(checkpoint.tensors.get('model.embed_tokens.weight')!);
   return { checkpoint, config, weights, embed };
 }
 
@@ -34,13 +35,22 @@ export function requireTokenizer(checkpoint: Checkpoint): Tokenizer {
   });
 }
 
-/** Looks rows up in a table that is read once, when the first row is asked for. */
-function lookUpRows(table: Tensor, width: number): (ids: readonly number[]) => Float32Array {
-  let floats: Float32Array | undefined;
+/** Reads rows of a table in a file one by one; a table that is computed is computed once, when the first row is asked for. */
+function lookUpRows(table: Tensor): (ids: readonly number[]) => Float32Array {
+  const width = table.shape[1]!;
+  const bytes = byteLengthOf(table.dtype, width);
+  let all: Float32Array | undefined;
+  const rowOf = (id: number): Float32Array => {
+    if (table.storage.kind === 'file') {
+      const row = { kind: 'memory', bytes: table.readRange(id * bytes, bytes) } as const;
+      return new Tensor(table.dtype, [width], row).toFloats();
+    }
+    all ??= table.toFloats();
+    return all.subarray(id * width, (id + 1) * width);
+  };
   return (ids) => {
-    floats ??= table.toFloats();
     const rows = new Float32Array(ids.length * width);
-    for (const [i, id] of ids.entries()) rows.set(floats.subarray(id * width, (id + 1) * width), i * width);
+    for (const [i, id] of ids.entries()) rows.set(rowOf(id), i * width);
     return rows;
   };
 }

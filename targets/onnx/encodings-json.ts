@@ -1,6 +1,6 @@
-import { writeFileSync } from 'node:fs';
+import { writeAtomically } from '../../compiler/export/atomic-files.ts';
 import { type Encoding, encodingBits, encodingForm } from '../../compiler/ir/encoding.ts';
-import type { Graph } from '../../compiler/ir/graph.ts';
+import type { Graph, Value } from '../../compiler/ir/graph.ts';
 
 interface EncodingRecord {
   readonly name: string;
@@ -18,45 +18,61 @@ interface EncodingRecord {
 const FORMS = { tensor: 'PER_TENSOR', channel: 'PER_CHANNEL', block: 'PER_BLOCK', lpbq: 'LPBQ' } as const;
 
 /**
- * AIMET's encodings file, version 1.0.0: a list of activation and one of parameter encodings, scale and offset per entry,
- * offset = -zeroPoint with unsigned integers (AIMET documentation, "Encoding format specification").
+ * One encoding in the words of AIMET's encodings file, version 1.0.0: integers count from 0, offset = -zeroPoint (AIMET
+ * documentation, "Encoding format specification"). Of LPBQ, `bw` and `offset` are those of the decompressed integers, twice
+ * as wide, and block scales lie channel by channel (aimet_common's LPBQEncoding and its test).
  */
-export function encodingsJson(graph: Graph): {
-  version: string;
-  activation_encodings: EncodingRecord[];
-  param_encodings: EncodingRecord[];
-} {
-  const activations: EncodingRecord[] = [];
-  const parameters: EncodingRecord[] = [];
-  for (const value of graph.values) {
-    if (!value.encoding) continue;
-    (value.data ? parameters : activations).push(recordOf(value.name, value.encoding));
-  }
-  return { version: '1.0.0', activation_encodings: activations, param_encodings: parameters };
-}
-
-function recordOf(name: string, encoding: Encoding): EncodingRecord {
+function recordOf({ name, dims }: Value, encoding: Encoding): EncodingRecord {
   const form = encodingForm(encoding);
+  const lpbq = form === 'lpbq';
   const bits = encodingBits(encoding.dtype);
-  // AIMET counts integers from 0: a signed integer's zero lies in the middle.
-  const middle = encoding.dtype.startsWith('i') ? 2 ** (bits - 1) : 0;
+  const bw = lpbq ? 2 * bits : bits;
+  // A signed integer's zero lies in the middle.
+  const middle = encoding.dtype.startsWith('i') ? 2 ** (bw - 1) : 0;
   const zeros = encoding.zeroPoint ?? new Int32Array(1);
   const scale = [...encoding.scale];
   const offset = scale.map((_, i) => -(zeros[zeros.length === 1 ? 0 : i]! + middle));
-  const lpbq = form === 'lpbq';
   return {
     name,
     dtype: 'INT',
-    bw: lpbq ? bits * 2 : bits,
+    bw,
     enc_type: FORMS[form],
-    is_sym: offset.every((value) => value === -(2 ** (bits - 1))),
+    is_sym: offset.every((value) => value === -(2 ** (bw - 1))),
     scale,
     offset,
     ...(encoding.block === undefined ? {} : { block_size: encoding.block }),
-    ...(lpbq ? { compressed_bw: bits, per_block_int_scale: [...encoding.blockScale!] } : {}),
+    ...(lpbq ? { compressed_bw: bits, per_block_int_scale: blocksByChannel(encoding, dims) } : {}),
   };
 }
 
+/** Block scales of a matrix with those of a channel together, whatever its channel axis. */
+function blocksByChannel({ blockScale, block, axis, channelAxis }: Encoding, dims: readonly number[]): number[] {
+  const scales = [...blockScale!];
+  if (channelAxis! < axis!) return scales;
+  const blocks = dims[axis!]! / block!;
+  const channels = dims[channelAxis!]!;
+  return scales.map((_, i) => scales[(i % blocks) * channels + Math.floor(i / blocks)]!);
+}
+
+/**
+ * Writes a graph's encodings as AIMET's encodings file: a list of activations and one of parameters, an entry a line.
+ * @throws IO002
+ */
 export function writeEncodings(graph: Graph, path: string): void {
-  writeFileSync(path, `${JSON.stringify(encodingsJson(graph), undefined, 1)}\n`);
+  const encoded = [...graph.values].filter((value) => value.encoding);
+  const lists = { activation_encodings: false, param_encodings: true };
+  writeAtomically([path], ([sink]) => {
+    sink!.write(Buffer.from('{\n"version": "1.0.0"'));
+    for (const [list, constant] of Object.entries(lists)) {
+      sink!.write(Buffer.from(`,\n"${list}": [`));
+      encoded
+        .filter((value) => (value.data !== undefined) === constant)
+        .forEach((value, i) => {
+          const record = JSON.stringify(recordOf(value, value.encoding!));
+          sink!.write(Buffer.from(`${i > 0 ? ',' : ''}\n${record}`));
+        });
+      sink!.write(Buffer.from('\n]'));
+    }
+    sink!.write(Buffer.from('\n}\n'));
+  });
 }

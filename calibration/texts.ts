@@ -17,6 +17,12 @@ export function defaultText(kind: 'calibration' | 'evaluation'): string {
   return join(packageRoot(), 'fixtures', 'texts', `${kind}.txt`);
 }
 
+/** The start token, where the tokenizer puts one before every text: windows of text begin with it. */
+export function startTokens(tokenizer: Tokenizer): number[] {
+  const [first] = tokenizer.encode('', { addSpecialTokens: true });
+  return first === undefined || first !== tokenizer.bosId ? [] : [first];
+}
+
 export interface TokenText {
   readonly ids: readonly number[];
   /** SHA-256 of the file. */

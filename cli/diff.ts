@@ -1,5 +1,5 @@
 import type { Argv } from 'yargs';
-import { defaultText, readTokens } from '../calibration/texts.ts';
+import { defaultText, readTokens, startTokens } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
 import type { Command } from './commands.ts';
@@ -43,7 +43,7 @@ export const diffCommand: Command = {
       progress.stage('compare');
       const reports = await evaluateLogits(reference.session, new Map([['other', other.session]]), ids, {
         window: Math.min(args.window, other.cache, reference.cache),
-        prefix: [],
+        prefix: startTokens(other.tokenizer),
         onProgress: (done, total) => progress.update(done, total),
       });
       progress.finish();

@@ -5,7 +5,7 @@ import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quanti
 import type { Recipe } from '../../calibration/recipe.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
 import { cachedStatistics } from '../../calibration/statistics-cache.ts';
-import { defaultText, readChatTokens, readTokens, type TokenText } from '../../calibration/texts.ts';
+import { defaultText, readChatTokens, readTokens, startTokens, type TokenText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
 import {
@@ -159,7 +159,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       cache: options.cache,
       soc: options.soc.name,
       folder: output.partial,
-      prefix: startTokens(model),
+      prefix: startTokens(model.checkpoint.tokenizer!),
       text: evaluation,
       options: options.evaluation,
       progress,
@@ -229,7 +229,7 @@ function readCalibration(options: CompileOptions, model: DecoderModel): Calibrat
   const chat = options.calibrationText === defaultText('calibration') && tokenizer.chatTemplate !== undefined;
   const read = chat ? readChatTokens : readTokens;
   const text = read(options.calibrationText, tokenizer, options.calibrationWindows * shape.window, shape.window);
-  const prefix = startTokens(model);
+  const prefix = startTokens(model.checkpoint.tokenizer!);
   return { text, chat, windows: cutWindows(text.ids, shape, options.calibrationWindows, prefix) };
 }
 
@@ -237,7 +237,10 @@ function readCalibration(options: CompileOptions, model: DecoderModel): Calibrat
 function readEvaluation({ evaluation, cache }: CompileOptions, model: DecoderModel): TokenText {
   const tokenizer = model.checkpoint.tokenizer!;
   const least = Math.max(2, Math.min(evaluation.tokens, 64));
-  const prompt = [...startTokens(model), ...tokenizer.encode(evaluation.prompt, { addSpecialTokens: false })];
+  const prompt = [
+    ...startTokens(model.checkpoint.tokenizer!),
+    ...tokenizer.encode(evaluation.prompt, { addSpecialTokens: false }),
+  ];
   if (prompt.length === 0) throw new NpucError('RT103', { message: '--prompt gives no tokens' });
   if (prompt.length > cache) {
     throw new NpucError('RT102', {
@@ -246,13 +249,6 @@ function readEvaluation({ evaluation, cache }: CompileOptions, model: DecoderMod
     });
   }
   return readTokens(evaluation.text, tokenizer, evaluation.tokens, least);
-}
-
-/** The start token, where the checkpoint's tokenizer adds one to every text. */
-export function startTokens(model: DecoderModel): number[] {
-  const tokenizer = model.checkpoint.tokenizer!;
-  const [first] = tokenizer.encode('', { addSpecialTokens: true });
-  return first === undefined || first !== tokenizer.bosId ? [] : [first];
 }
 
 async function quantize(

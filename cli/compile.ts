@@ -12,7 +12,7 @@ import type { Command } from './commands.ts';
 import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
 import { countFlag, listFlag, numberFlag, textFlag } from './flags.ts';
 import type { CompileOptions } from './jobs/compile-decoder.ts';
-import { renderPlan } from './render-plan.ts';
+import { renderModelPlan, renderPlan } from './render-plan.ts';
 
 interface CompileArguments extends Partial<CompileConfig> {
   readonly source?: string;
@@ -74,16 +74,21 @@ export const compileCommand: Command = {
     const options = compileOptions(config, args);
     // Loaded when needed: help and version must not wait for runtimes.
     const { spellFigures } = await import('../evaluation/write-report.ts');
+    if (options.source.endsWith('.onnx')) {
+      const { compileOnnx, planOnnx } = await import('./jobs/compile-onnx.ts');
+      if (args.dryRun) {
+        const plan = planOnnx(options, config.bind);
+        process.stdout.write(args.json ? `${JSON.stringify(plan)}\n` : renderModelPlan(plan));
+        return 0;
+      }
+      const result = await compileOnnx(options, config.bind);
+      process.stdout.write(args.json ? `${JSON.stringify(result, spellFigures)}\n` : result.text);
+      return 0;
+    }
     const { compileDecoder, planDecoder } = await import('./jobs/compile-decoder.ts');
     if (args.dryRun) {
       const plan = await planDecoder(options);
       process.stdout.write(args.json ? `${JSON.stringify(plan)}\n` : renderPlan(plan));
-      return 0;
-    }
-    if (options.source.endsWith('.onnx')) {
-      const { compileOnnx } = await import('./jobs/compile-onnx.ts');
-      const result = await compileOnnx(options, config.bind);
-      process.stdout.write(args.json ? `${JSON.stringify(result, spellFigures)}\n` : result.text);
       return 0;
     }
     const result = await compileDecoder(options);

@@ -1,4 +1,6 @@
+import type { Recipe } from '../calibration/recipe.ts';
 import type { DryRun } from './jobs/compile-decoder.ts';
+import type { ModelPlan } from './jobs/compile-onnx.ts';
 
 /** Bytes for people. */
 export function formatBytes(bytes: number): string {
@@ -13,17 +15,11 @@ export function formatBytes(bytes: number): string {
   return `${value.toFixed(value < 10 ? 2 : 1)} ${units[unit]}`;
 }
 
-/** What `--dry-run` prints. */
+/** What `--dry-run` prints for a checkpoint. */
 export function renderPlan({ sizes, recipe }: DryRun): string {
-  const form = recipe.weight.block > 0 ? `LPBQ block ${recipe.weight.block}` : 'per channel';
   const rows: [string, string][] = [
     ['parameters', sizes.parameters.toLocaleString('en-US')],
-    [
-      'scheme',
-      recipe.scheme === 'fp16'
-        ? 'fp16'
-        : `${recipe.scheme}: ${recipe.weight.bits}-bit weights ${form}, ${recipe.activation}-bit activations, ${recipe.cache}-bit cache`,
-    ],
+    ['scheme', describeRecipe(recipe) + (recipe.scheme === 'fp16' ? '' : `, ${recipe.cache}-bit cache`)],
     ['graphs (tokens x cache)', sizes.graphs.join(', ')],
     ...Object.entries(sizes.targets).map(([name, target]): [string, string] => [
       name,
@@ -36,5 +32,37 @@ export function renderPlan({ sizes, recipe }: DryRun): string {
         (sizes.memory.qnnCompiler ? `, and ${formatBytes(sizes.memory.qnnCompiler)} in the HTP compiler` : ''),
     ],
   ];
+  return layRows(rows);
+}
+
+/** What `--dry-run` prints for an ONNX model. */
+export function renderModelPlan({
+  inputs,
+  outputs,
+  nodes,
+  weights,
+  weightBytes,
+  targets,
+  recipe,
+  remarks,
+}: ModelPlan): string {
+  return layRows([
+    ...inputs.map(({ name, type }): [string, string] => ['input', `${name} ${type}`]),
+    ...outputs.map(({ name, type }): [string, string] => ['output', `${name} ${type}`]),
+    ['nodes, simplified', nodes.toLocaleString('en-US')],
+    ['weights', `${weights.toLocaleString('en-US')}, ${formatBytes(weightBytes)} before quantization`],
+    ['scheme', describeRecipe(recipe)],
+    ['targets', targets.join(', ')],
+    ...remarks.map((remark): [string, string] => ['remark', remark]),
+  ]);
+}
+
+function describeRecipe({ scheme, weight, activation }: Recipe): string {
+  if (scheme === 'fp16') return 'fp16';
+  const form = weight.block > 0 ? `LPBQ block ${weight.block}` : 'per channel';
+  return `${scheme}: ${weight.bits}-bit weights ${form}, ${activation}-bit activations`;
+}
+
+function layRows(rows: readonly (readonly [string, string])[]): string {
   return `${rows.map(([name, value]) => `${name.padEnd(24)} ${value}`).join('\n')}\n`;
 }

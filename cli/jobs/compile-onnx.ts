@@ -1,7 +1,7 @@
 import { rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { type QuantizedGraph, quantizeGraph } from '../../calibration/quantize-graph.ts';
-import type { NumberFormat } from '../../calibration/recipe.ts';
+import type { NumberFormat, Recipe } from '../../calibration/recipe.ts';
 import { randomSamples, readSamples, type Samples, samplePorts } from '../../calibration/samples.ts';
 import { defaultText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
@@ -35,9 +35,44 @@ export interface CompileModelResult {
   readonly text: string;
 }
 
+/** What a dry run of an ONNX model prints. */
+export interface ModelPlan {
+  readonly inputs: ModelReport['inputs'];
+  readonly outputs: ModelReport['inputs'];
+  /** Nodes after simplifying. */
+  readonly nodes: number;
+  readonly weights: number;
+  /** As they are, in floats. */
+  readonly weightBytes: number;
+  readonly targets: readonly TargetName[];
+  readonly recipe: Recipe;
+  readonly remarks: readonly string[];
+}
+
 /** Samples that are made up where the user gives none; the seeds differ, so that nothing is evaluated on what it was fitted to. */
 const RANDOM_CALIBRATION = { count: 8, seed: 1 };
 const RANDOM_EVALUATION = { count: 2, seed: 2 };
+
+/**
+ * The plan of a compile without doing it: the model as it will be frozen and simplified.
+ * @throws as compileOnnx, for what the model and the bindings can be wrong in
+ */
+export function planOnnx(options: CompileOptions, bind: readonly string[]): ModelPlan {
+  const { targets, remarks } = pickTargets(options);
+  const { module, remarks: said } = openModel(options.source, bind);
+  const graph = module.graph();
+  const weights = [...module.weights];
+  return {
+    inputs: graph.inputs.map(({ name, type }) => ({ name, type: printType(type) })),
+    outputs: graph.outputs.map(({ name, type }) => ({ name, type: printType(type) })),
+    nodes: graph.nodes.length,
+    weights: weights.reduce((sum, tensor) => sum + tensor.size, 0),
+    weightBytes: weights.reduce((sum, tensor) => sum + tensor.byteLength, 0),
+    targets: targets.map(({ name }) => name),
+    recipe: options.recipe,
+    remarks: [...remarks, ...said],
+  };
+}
 
 /**
  * Compiles an ONNX model of any kind for every asked target, runs what was written, and compares it with the float model.

@@ -1,6 +1,7 @@
 import type { Graph, Node, Use, Value } from '../compiler/ir/graph.ts';
 import { findOp } from '../compiler/ops/index.ts';
 import { capturedOutputs } from '../compiler/rewrite.ts';
+import { promotionReason } from './promotion.ts';
 import { cacheBits, compileMatch, type NumberFormat, type Recipe } from './recipe.ts';
 import type { Statistics } from './statistics.ts';
 
@@ -88,9 +89,7 @@ export function clampedValues(graph: Graph, opset: number): Set<Value> {
 
 /**
  * Chooses 8 or 16 bits for every computing node and for every group of values: the recipe's width, overrides by regular
- * expression, and automatic promotion of nodes whose output would drown at 8 bits. A value's typical row (median of row
- * RMS) against the noise of 255 steps over its whole range tells: one channel above 1,000 on a few tokens costs every
- * other token its signal (facts accuracy, "What it says").
+ * expression, and automatic promotion of nodes whose values would drown at 8 bits (promotion.ts).
  */
 export function planPrecision(
   graph: Graph,
@@ -119,7 +118,7 @@ export function planPrecision(
     let bits: Bits = recipe.activation;
     let why = `scheme ${recipe.scheme}`;
     const reason =
-      recipe.activation === 8 ? (cacheReason(node) ?? promotionReason(node, recipe, statistics)) : undefined;
+      recipe.activation === 8 ? (cacheReason(node) ?? promotionReason(graph, node, recipe, statistics)) : undefined;
     if (reason) {
       bits = 16;
       why = reason;
@@ -166,37 +165,6 @@ export function planPrecision(
     }
   }
   return { groups, nodes, remarks };
-}
-
-function promotionReason(node: Node, recipe: Recipe, statistics: Statistics): string | undefined {
-  const reads = node.inputs.filter(isReal);
-  // At 8 bits its input would lose every row beside an outlier channel, however wide the stream itself is kept
-  // (SmolLM2 at w8a8: perplexity ratio 163 with 8-bit norms).
-  if (node.op === 'RMSNormalization') return 'it reads the residual stream';
-  if (node.op === 'Add' && reads.some((value) => isMask(value, statistics)))
-    return "the mask's sentinel takes most of an 8-bit range";
-  if (
-    node.op === 'Softmax' &&
-    reads.some((value) => value.producer && promotionReason(value.producer, recipe, statistics) !== undefined)
-  ) {
-    return 'its input is at 16 bits for the mask';
-  }
-  for (const value of node.outputs.filter(isReal)) {
-    const seen = statistics.get(value.name);
-    if (!seen || seen.typical === 0) continue;
-    const step = (Math.max(0, seen.max) - Math.min(0, seen.min)) / 255;
-    const typicalDb = 20 * Math.log10(seen.typical / (step / Math.sqrt(12)));
-    if (typicalDb < recipe.promoteBelow)
-      return `a typical row would keep ${typicalDb.toFixed(0)} dB at 8 bits (range ${seen.min.toPrecision(3)}..${seen.max.toPrecision(3)})`;
-  }
-  return undefined;
-}
-
-function isMask(value: Value, statistics: Statistics): boolean {
-  const seen = statistics.get(value.name);
-  return (
-    value.producer === undefined && value.data === undefined && seen !== undefined && seen.max <= 0 && seen.min <= -30
-  );
 }
 
 /** Union of values over movement ops, and of clamped values with what is left of them. */

@@ -32,7 +32,7 @@ export interface Recipe {
   readonly percentile: number;
   /** SmoothQuant-style migration: exponent of the activation maximum, 0 for none, `search` to measure. */
   readonly migration: number | 'search';
-  /** Automatic promotion to 16 bits below this typical SQNR in dB at 8 bits. */
+  /** Automatic promotion to 16 bits of what reads or writes a value of this typical SQNR in dB or less at 8 bits. */
   readonly promoteBelow: number;
   readonly overrides: readonly Override[];
 }
@@ -68,10 +68,12 @@ export function makeRecipe(scheme: string, options: RecipeOptions = {}): Recipe 
     activation: narrow ? 8 : 16,
     cache: options.cache ?? 8,
     head: { bits: 8, block: 0 },
-    range: options.range ?? (narrow ? 'histogram-mse' : 'min-max'),
+    // Cutting tails costs more than it buys: SmolLM2 at w8a8 has KL 0.070 with min-max, 0.089 with percentile, 0.172 with
+    // histogram-mse; images do not mind.
+    range: options.range ?? 'min-max',
     percentile: 1e-5,
     migration: narrow ? 0.5 : scheme === 'w4a16' ? 'search' : 0,
-    promoteBelow: 18,
+    promoteBelow: 26,
     overrides: options.overrides ?? [],
   };
 }

@@ -6,25 +6,41 @@ import type { ChunkReport } from './report.ts';
 /** Tokens decoded after the chunk, each fed to both engines: the float model's own greedy choice. */
 const DECODED = 4;
 
-/** dB between the logits of two engines on one chunk, each from an empty cache. */
-export async function chunkSqnr(
+/** How exactly an engine computes: its logits against ONNX Runtime's on the same QDQ models. */
+export interface TwinFigures {
+  readonly sqnr: number;
+  /** Share of the positions whose most likely token is the same. */
+  readonly topAgreement: number;
+}
+
+/** Compares the logits of two engines on one chunk, each from an empty cache. */
+export async function compareTwin(
   reference: DecoderSession,
   session: DecoderSession,
   window: readonly number[],
-): Promise<number> {
+): Promise<TwinFigures> {
   reference.reset();
   session.reset();
-  const expected = await reference.feed(window, 'all');
-  const got = await session.feed(window, 'all');
+  return compareRows(await reference.feed(window, 'all'), await session.feed(window, 'all'));
+}
+
+/** Signal to noise and agreement of rows of logits, position by position. */
+export function compareRows(expected: readonly Float32Array[], got: readonly Float32Array[]): TwinFigures {
   let signal = 0;
   let noise = 0;
+  let same = 0;
   expected.forEach((row, i) => {
+    const other = got[i]!;
     row.forEach((value, j) => {
       signal += value * value;
-      noise += (value - got[i]![j]!) ** 2;
+      noise += (value - other[j]!) ** 2;
     });
+    if (argmax(row) === argmax(other)) same++;
   });
-  return noise === 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10(signal / noise);
+  return {
+    sqnr: noise === 0 ? Number.POSITIVE_INFINITY : 10 * Math.log10(signal / noise),
+    topAgreement: same / expected.length,
+  };
 }
 
 /**
@@ -51,41 +67,55 @@ export async function decodeSqnr(
   return reportLogits(sums).sqnr;
 }
 
+export interface ChunkEngines {
+  readonly float: DecoderSession;
+  /** The slow engine. */
+  readonly session: DecoderSession;
+  /** ONNX Runtime on the same QDQ models, where there are any. */
+  readonly reference: DecoderSession | undefined;
+}
+
 /**
- * One prefill chunk and the first decoded tokens on a slow engine beside the float model, timed on this machine.
+ * One prefill chunk and the first decoded tokens on a slow engine, run once and timed on this machine, beside the float
+ * model and the engine's reference. All are fed the same tokens: the text, then the float model's own greedy choice.
  */
 export async function compareChunk(
-  reference: DecoderSession,
-  session: DecoderSession,
+  { float, session, reference }: ChunkEngines,
   ids: readonly number[],
   prefix: readonly number[],
-): Promise<ChunkReport> {
+): Promise<{ readonly chunk: ChunkReport; readonly twin: TwinFigures | undefined }> {
   const sums = emptyLogitSums();
   const window = [...prefix, ...ids];
-  reference.reset();
-  session.reset();
-  const expected = await reference.feed(window, 'all');
+  for (const each of [float, session, reference]) each?.reset();
+  const expected = await float.feed(window, 'all');
   const started = performance.now();
   const got = await session.feed(window, 'all');
   const secondsPerChunk = (performance.now() - started) / 1000;
+  const same = (await reference?.feed(window, 'all')) ?? [];
   for (let i = prefix.length; i + 1 < window.length; i++) addLogits(sums, expected[i]!, got[i]!, window[i + 1]!);
-  const decodeStarted = performance.now();
   let decoded = 0;
+  let decodeSeconds = 0;
   let last = expected.at(-1)!;
-  while (decoded < DECODED && reference.room > 0 && session.room > 0) {
+  while (decoded < DECODED && float.room > 0 && session.room > 0) {
     const next = argmax(last);
-    last = (await reference.feed([next]))[0]!;
-    const other = (await session.feed([next]))[0]!;
-    addLogits(sums, last, other, next);
+    last = (await float.feed([next]))[0]!;
+    const before = performance.now();
+    got.push((await session.feed([next]))[0]!);
+    decodeSeconds += (performance.now() - before) / 1000;
+    if (reference) same.push((await reference.feed([next]))[0]!);
+    addLogits(sums, last, got.at(-1)!, argmax(last));
     decoded++;
   }
   const report = reportLogits(sums);
   return {
-    tokens: window.length,
-    sqnr: report.sqnr,
-    topAgreement: report.topAgreement,
-    divergence: report.divergence,
-    secondsPerChunk,
-    secondsPerToken: decoded > 0 ? (performance.now() - decodeStarted) / 1000 / decoded : 0,
+    chunk: {
+      tokens: window.length,
+      sqnr: report.sqnr,
+      topAgreement: report.topAgreement,
+      divergence: report.divergence,
+      secondsPerChunk,
+      secondsPerToken: decoded > 0 ? decodeSeconds / decoded : 0,
+    },
+    twin: reference && compareRows(same, got),
   };
 }

@@ -13,7 +13,7 @@ import { makeProtocol } from '../passes/protocol.ts';
 import { decoderTargets } from '../targets/index.ts';
 import type { ManifestFile } from '../targets/manifest.ts';
 import type { ManifestTarget, TargetName } from '../targets/target.ts';
-import { chunkSqnr, compareChunk, decodeSqnr } from './compare-chunk.ts';
+import { compareChunk, compareTwin, decodeSqnr } from './compare-chunk.ts';
 import { compareGraphValues } from './compare-graph-values.ts';
 import type { ValueComparison } from './compare-values.ts';
 import type { LogitReport } from './logits.ts';
@@ -165,11 +165,15 @@ async function evaluateTarget(
   const started = performance.now();
   const firstChunk = [...prefix, ...ids].slice(0, chunk);
   const session = await inputs.open(name);
+  let reference: DecoderSession | undefined;
   try {
+    reference = await decoderTargets[name].openReference?.(inputs.folder, target);
     const slow = name === 'qnn' && parameters > options.simulateBelow;
     const text = slow ? undefined : await evaluateText(name, target, session, shared);
-    const chunkReport = slow ? await compareChunk(float, session, firstChunk.slice(prefix.length), prefix) : undefined;
-    const twinSqnr = await compareWithReference(name, target, session, inputs.folder, firstChunk);
+    // A slow engine runs the chunk once: for its own figures and for those against its reference.
+    const { chunk: chunkReport, twin } = slow
+      ? await compareChunk({ float, session, reference }, firstChunk.slice(prefix.length), prefix)
+      : { chunk: undefined, twin: reference && (await compareTwin(reference, session, firstChunk)) };
     const sample = slow ? undefined : await writeSample(session, prompt, options.sampleTokens, tokenizer);
     progress.update(1, 1);
     const report: TargetReport = {
@@ -179,7 +183,7 @@ async function evaluateTarget(
       ...(inputs.files ? { files: listFiles(target, inputs.files) } : {}),
       ...(text ? { logits: text.logits } : {}),
       ...(chunkReport ? { chunk: chunkReport } : {}),
-      ...(twinSqnr === undefined ? {} : { twinSqnr }),
+      ...(twin ? { twinSqnr: twin.sqnr, twinAgreement: twin.topAgreement } : {}),
       values,
       ...firstDivergence(values),
       seconds: (performance.now() - started) / 1000,
@@ -187,24 +191,8 @@ async function evaluateTarget(
     };
     return sample === undefined ? { report } : { report, sample };
   } finally {
+    await reference?.close();
     await session.close();
-  }
-}
-
-/** dB of a chunk's logits against the same integers on ONNX Runtime, for targets that have such a reference. */
-async function compareWithReference(
-  name: TargetName,
-  target: ManifestTarget,
-  session: DecoderSession,
-  folder: string,
-  chunk: readonly number[],
-): Promise<number | undefined> {
-  const reference = await decoderTargets[name].openReference?.(folder, target);
-  if (!reference) return undefined;
-  try {
-    return await chunkSqnr(reference, session, chunk);
-  } finally {
-    await reference.close();
   }
 }
 

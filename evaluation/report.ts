@@ -15,6 +15,8 @@ export interface TargetReport {
   readonly chunk?: ChunkReport;
   /** dB of one prefill chunk's logits against ONNX Runtime on the same QDQ models: how exactly the engine computes. */
   readonly twinSqnr?: number;
+  /** Share of these logits' positions whose most likely token is the same. */
+  readonly twinAgreement?: number;
   /**
    * Every value of one prefill chunk, in order of computation: the target's QDQ graph against the float graph, both on ONNX
    * Runtime. Reports show the ten worst.

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { generateGreedy } from '../../compiler/runtime/generate.ts';
-import { chunkSqnr } from '../../evaluation/compare-chunk.ts';
+import { compareTwin } from '../../evaluation/compare-chunk.ts';
 import { evaluateLogits } from '../../evaluation/perplexity.ts';
 import { decoderTargets } from '../../targets/index.ts';
 import { findSoc } from '../../targets/socs.ts';
@@ -58,7 +58,7 @@ describe.each(CHECKPOINTS)('the fp16 scheme of $name', { timeout: 300_000 }, ({ 
       const reference = await decoderTargets[name].openReference?.(out, target);
       if (reference) {
         const window = [...small.prefix, ...small.text].slice(0, TOKENS);
-        expect(await chunkSqnr(reference, session, window)).toBeGreaterThan(decibels);
+        expect((await compareTwin(reference, session, window)).sqnr).toBeGreaterThan(decibels);
         await reference.close();
       }
     } finally {

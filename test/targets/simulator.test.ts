@@ -18,7 +18,7 @@ import { wasmKernels } from '../../compiler/kernels/index.ts';
 import { createProgress } from '../../compiler/progress.ts';
 import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { openModule } from '../../compiler/runtime/engine.ts';
-import { chunkSqnr } from '../../evaluation/compare-chunk.ts';
+import { compareTwin } from '../../evaluation/compare-chunk.ts';
 import type { LogitReport } from '../../evaluation/logits.ts';
 import { evaluateLogits } from '../../evaluation/perplexity.ts';
 import { plainContract } from '../../passes/io-contract.ts';
@@ -131,7 +131,7 @@ describe.skipIf(!toolchain).each(MODELS)(
       const session = await qnnTarget.open(out, target, { toolchain: toolchain! });
       const reference = await qnnTarget.openReference!(out, target);
       try {
-        const twin = await chunkSqnr(reference, session, [...prefix, ...text].slice(0, SHAPE.tokens));
+        const { sqnr: twin } = await compareTwin(reference, session, [...prefix, ...text].slice(0, SHAPE.tokens));
         if (!onText) return { twin, report: undefined };
         const reports = await evaluateLogits(float, new Map([['htp', session]]), text, { window: SHAPE.cache, prefix });
         return { twin, report: reports.get('htp')! };

@@ -69,20 +69,25 @@ async function offerToolchain(args: DemoArguments): Promise<void> {
     progress.note(`no HTP binary: the QNN toolchain cannot run here (${obstacle})`);
     return;
   }
-  let accepted = args.acceptLicence;
-  if (!accepted && process.stdin.isTTY && process.stderr.isTTY) {
-    const prompt = createInterface({ input: process.stdin, output: process.stderr });
-    const answer = await prompt.question(
-      "Download Qualcomm's QNN toolchain (140 MB) and accept its licence, to compile an HTP binary too? [y/N] ",
-    );
-    prompt.close();
-    accepted = /^y(es)?$/i.test(answer.trim());
-  }
-  if (!accepted) {
-    progress.note('no HTP binary without the QNN toolchain: npm start -- --accept-licence installs it');
+  if (!args.acceptLicence && !(await confirm())) {
+    progress.note('no HTP binary: npm start -- --accept-licence installs the QNN toolchain');
     return;
   }
   progress.stage('install the QNN toolchain');
   await installToolchain('qnn', { acceptLicence: true });
   progress.finish();
+}
+
+/** Asks on a terminal; elsewhere, and for an answer that never comes, the answer is no. */
+async function confirm(): Promise<boolean> {
+  if (!process.stdin.isTTY || !process.stderr.isTTY || process.env.CI) return false;
+  const prompt = createInterface({ input: process.stdin, output: process.stderr });
+  // Nobody else sees Ctrl-C while a question is open.
+  prompt.on('SIGINT', () => process.kill(process.pid, 'SIGINT'));
+  const closed = new Promise<string>((resolve) => prompt.once('close', () => resolve('')));
+  process.stderr.write("An HTP binary needs Qualcomm's QNN toolchain: a download of 126 MB under the\n");
+  const question = "vendor's licence (npuc toolchain licence qnn). Accept it and install? [y/N] ";
+  const answer = await Promise.race([prompt.question(question), closed]);
+  prompt.close();
+  return /^y(es)?$/i.test(answer.trim());
 }

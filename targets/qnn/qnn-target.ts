@@ -84,6 +84,7 @@ export const qnnTarget: DecoderTarget = {
     context.progress.notePeak(compiled.peakRssBytes);
     checkReadBack(compiled.contexts.values(), ports);
     const files = compiled.files;
+    const lpbq = [...decoder.weightEncodings.values()].some((encoding) => encoding.blockScale !== undefined);
     return {
       contract: decoder.contract.name,
       protocol: makeProtocol(decoder.config, decoder.contract, context.shapes.cache),
@@ -101,6 +102,7 @@ export const qnnTarget: DecoderTarget = {
         arch: `v${soc.arch}`,
         shared: share,
         graphs: requests.length,
+        lpbq,
         ...ropeFacts(decoder.config.rope),
       },
       files: [
@@ -113,9 +115,9 @@ export const qnnTarget: DecoderTarget = {
   async open(folder, target, options): Promise<DecoderSession> {
     const toolchain = options.toolchain ?? requireToolchain('qnn');
     const sources = target.graphs.map((graph) => sourceOf(folder, graph));
-    // Reloading a context crashes the simulator on some small graphs (LPBQ, 512 inputs, block 64) that it runs well when
-    // it compiles them itself, which takes a second at this size.
-    const direct = statSync(join(folder, 'qnn', 'qdq', DATA)).size < DIRECT_BYTES;
+    // Reloading a compiled context crashes the simulator on some LPBQ products (512 inputs in blocks of 64, and SmolLM2's) that
+    // it runs well when it compiles the graph itself; small graphs it compiles in a second.
+    const direct = target.facts.lpbq === true || statSync(join(folder, 'qnn', 'qdq', DATA)).size < DIRECT_BYTES;
     const paths = direct
       ? sources.map((source) => source.path)
       : target.facts.shared

@@ -147,7 +147,7 @@ function requireFixed(graph: Graph): void {
       where: `@${graph.name}`,
       hint:
         symbols.length > 0
-          ? `bind ${symbols.map((name) => `${name}=<length>`).join(' ')}`
+          ? `--bind ${symbols.map((name) => `${name}=<length>`).join(' ')}`
           : `give the shapes of ${open.map((input) => input.name).join(', ')}`,
     });
   }

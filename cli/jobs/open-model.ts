@@ -43,7 +43,7 @@ export function readBindings(bind: readonly string[]): FreezeOptions {
     // Names may hold an equals sign themselves; what follows the last one is the length.
     const at = each.lastIndexOf('=');
     const [name, value] = [each.slice(0, at), each.slice(at + 1)];
-    if (at < 1 || !/^\d+(x\d+)*$/.test(value)) {
+    if (at < 1 || !/^[1-9]\d*(x[1-9]\d*)*$/.test(value)) {
       throw new NpucError('CL001', {
         message: `--bind ${each} is not understood`,
         hint: '--bind name=number for a symbolic dimension, --bind input=1x3x224x224 for the shape of an input',

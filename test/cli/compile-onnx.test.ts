@@ -227,6 +227,7 @@ describe('bad input gives one coded error, exit code 2, and leaves nothing behin
 
   test('a dimension without a length is named', () => expectRefusal(/^PS110 .*\[batch,4\]/, []));
   test('a binding for no dimension', () => expectRefusal(/^PS111 .*nothing/, [...bound, '--bind', 'nothing=3']));
+  test('a length of nothing', () => expectRefusal(/^CL001 --bind batch=0/, ['--bind', 'batch=0']));
   test('a binding that is no number', () => expectRefusal(/^CL001 --bind batch=two/, ['--bind', 'batch=two']));
   test('a binding without a name', () => expectRefusal(/^CL001/, ['--bind', '=3']));
   test('a shape that contradicts the model', () => expectRefusal(/^PS111 .*\[2,5\]/, ['--bind', 'x=2x5']));

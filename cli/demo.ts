@@ -83,11 +83,16 @@ async function confirm(): Promise<boolean> {
   if (!process.stdin.isTTY || !process.stderr.isTTY || process.env.CI) return false;
   const prompt = createInterface({ input: process.stdin, output: process.stderr });
   // Nobody else sees Ctrl-C while a question is open.
-  prompt.on('SIGINT', () => process.kill(process.pid, 'SIGINT'));
-  const closed = new Promise<string>((resolve) => prompt.once('close', () => resolve('')));
+  prompt.on('SIGINT', () => {
+    process.stderr.write('\n');
+    process.kill(process.pid, 'SIGINT');
+  });
+  const closed = new Promise<string>((resolve) => prompt.once('close', () => resolve('\n')));
   process.stderr.write("An HTP binary needs Qualcomm's QNN toolchain: a download of 126 MB under the\n");
   const question = "vendor's licence (npuc toolchain licence qnn). Accept it and install? [y/N] ";
   const answer = await Promise.race([prompt.question(question), closed]);
+  // The line that Enter ends elsewhere.
+  if (answer === '\n') process.stderr.write(answer);
   prompt.close();
   return /^y(es)?$/i.test(answer.trim());
 }

@@ -56,6 +56,8 @@ export function createProgress(mode: ProgressMode): Progress {
     if (mode === 'lines') write(`  ${stage.name} ${stage.seconds.toFixed(1)} s\n`);
     open = false;
   };
+  // Whatever ends the process, the shell's prompt begins on a line of its own.
+  if (mode === 'terminal') process.once('exit', () => open && write('\n'));
   return {
     stages,
     stage(name) {

@@ -21,6 +21,8 @@ import type { Report, TargetReport } from './report.ts';
 export interface TerminalOptions {
   /** Default: when stdout is a terminal and NO_COLOR is not set. */
   readonly colour?: boolean;
+  /** Columns. Default: those of the terminal, 80 at least and 100 at most. */
+  readonly width?: number;
 }
 
 type Paint = (text: string) => string;
@@ -32,25 +34,26 @@ interface Cell {
   readonly right?: boolean;
 }
 
-const WIDTH = 100;
+const WIDTHS = { least: 80, most: 100 };
 const GAP = '  ';
 const REMARKS = 6;
 const WORST = 10;
 
-/** The report as a compact table of at most 100 columns, without a line break at its end. */
+/** The report as a compact table, as wide as the terminal but at most 100 columns, without a line break at its end. */
 export function renderTerminal(report: Report, options: TerminalOptions = {}): string {
   const paint = colors.createColors(options.colour ?? wantsColour());
+  const width = options.width ?? Math.max(WIDTHS.least, Math.min(WIDTHS.most, process.stdout.columns ?? WIDTHS.most));
   const targets = listTargets(report);
   const verdict = describeVerdict(report);
   const shape = `${report.tokens.join(', ')} tokens, cache ${formatCount(report.cache)}`;
   const lines = [
-    paint.bold(shorten(`${report.source} for ${report.soc}, ${report.scheme}, ${shape}`, WIDTH)),
-    ...wrap(verdict.sentence).map(gradePaint(paint, verdict.grade)),
+    paint.bold(shorten(`${report.source} for ${report.soc}, ${report.scheme}, ${shape}`, width)),
+    ...wrap(verdict.sentence, width).map(gradePaint(paint, verdict.grade)),
     '',
-    ...renderFigures(targets, paint),
+    ...renderFigures(targets, paint, width),
     paint.dim(describeFloat(report)),
   ];
-  const values = renderValues(report, targets, paint);
+  const values = renderValues(report, targets, paint, width);
   if (values.length > 0) lines.push('', ...values);
   const notes = targets.flatMap(([name, target]) => [
     ...(target.twinSqnr === undefined ? [] : [`${name}: ${describeTwin(target.twinSqnr)}`]),
@@ -60,7 +63,8 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
   const remarks = grouped.slice(0, REMARKS).map(describeRemark);
   const more = grouped.length - remarks.length;
   if (more > 0) remarks.push(`${formatCount(more)} more remarks in report.html`);
-  if (notes.length + remarks.length > 0) lines.push('', ...[...notes, ...remarks].flatMap((text) => wrap(text, '- ')));
+  if (notes.length + remarks.length > 0)
+    lines.push('', ...[...notes, ...remarks].flatMap((text) => wrap(text, width, '- ')));
   return lines.map((line) => line.trimEnd()).join('\n');
 }
 
@@ -87,7 +91,7 @@ function describeFloat(report: Report): string {
     : 'float model: perplexity not measured, the engines ran one chunk';
 }
 
-function renderFigures(targets: readonly [TargetName, TargetReport][], paint: Colors): string[] {
+function renderFigures(targets: readonly [TargetName, TargetReport][], paint: Colors, width: number): string[] {
   const head = ['target', 'verdict', 'ppl ratio', 'KL', 'top-1', 'logits', 'size', 'how'];
   const rows = targets.map(([name, target]): Cell[] => {
     const grade = gradeTarget(target);
@@ -106,21 +110,26 @@ function renderFigures(targets: readonly [TargetName, TargetReport][], paint: Co
       { text: figures ? formatShare(figures.topAgreement) : '-', right: true },
       { text: formatDecibels(figures?.sqnr), right: true },
       { text: formatBytes(target.bytes), right: true },
-      { text: `${EXECUTIONS[target.execution].short}, ${formatSeconds(target.seconds)}` },
+      { text: EXECUTIONS[target.execution].short.replace('executed as', 'as') },
     ];
   });
-  const engines = targets.map(([name, target]) => `${name} in ${target.engine}`);
+  const engines = targets.map(([name, { engine, seconds }]) => `${name} in ${engine} (${formatSeconds(seconds)})`);
   const titles = head.map((text, i) => ({ text, paint: paint.dim, right: i > 2 && i < head.length - 1 }));
-  return [...layTable([titles, ...rows]), ...wrap(`ran ${joinWords(engines)}`).map(paint.dim)];
+  return [...layTable([titles, ...rows], width), ...wrap(`ran ${joinWords(engines)}`, width).map(paint.dim)];
 }
 
 /** The ten worst values over all targets, where each target first diverges, and where it loses most. */
-function renderValues(report: Report, targets: readonly [TargetName, TargetReport][], paint: Colors): string[] {
+function renderValues(
+  report: Report,
+  targets: readonly [TargetName, TargetReport][],
+  paint: Colors,
+  width: number,
+): string[] {
   const compared = targets.filter(([, target]) => target.values.length > 0);
   if (compared.length === 0) return [];
   const threshold = report.divergenceThreshold;
   const rows = worstOverall(report, WORST).map((row): Cell[] => [
-    { text: shorten(row.name, 34) },
+    { text: shorten(row.name, Math.floor(0.34 * width)) },
     ...compared.map(([name]): Cell => {
       const sqnr = row.sqnr[name];
       const text = sqnr === undefined ? '-' : formatDecibels(sqnr).replace(' dB', '');
@@ -143,7 +152,7 @@ function renderValues(report: Report, targets: readonly [TargetName, TargetRepor
     `first under ${threshold} dB: ${first}`,
     ...(noisy.length > 0 ? [`most noise comes in at ${source}`] : []),
   ];
-  return [...layTable([head, ...rows]), ...wrap(lines.join('; '))];
+  return [...layTable([head, ...rows], width), ...wrap(lines.join('; '), width)];
 }
 
 /** `a (onnx, qnn), b (tflite)`; no names where all targets say the same. */
@@ -161,12 +170,12 @@ function groupTargets(
 }
 
 /** Pads columns to their widest cell; the last one gets what is left of the line. */
-function layTable(rows: readonly (readonly Cell[])[]): string[] {
+function layTable(rows: readonly (readonly Cell[])[], width: number): string[] {
   const clean = rows.map((row) => row.map((cell) => ({ ...cell, text: printable(cell.text) })));
   const widths = clean[0]!.map((_, column) => Math.max(...clean.map((row) => lengthOf(row[column]!.text))));
   const last = widths.length - 1;
   const before = widths.slice(0, last).reduce((sum, width) => sum + width + GAP.length, 0);
-  widths[last] = Math.max(8, WIDTH - before);
+  widths[last] = Math.max(8, width - before);
   return clean.map((row) =>
     row
       .map(({ text, paint, right }, column) => {
@@ -179,9 +188,9 @@ function layTable(rows: readonly (readonly Cell[])[]): string[] {
   );
 }
 
-/** Breaks a text at spaces into lines of the table's width; later lines are indented as far as the mark before the first. */
-function wrap(text: string, mark = ''): string[] {
-  const width = WIDTH - mark.length;
+/** Breaks a text at spaces into lines; later lines are indented as far as the mark before the first. */
+function wrap(text: string, columns: number, mark = ''): string[] {
+  const width = columns - mark.length;
   const lines: string[] = [];
   let line = '';
   for (const word of printable(text)

@@ -59,6 +59,13 @@ describe('renderTerminal', () => {
       expect([...line].length).toBeLessThanOrEqual(100);
   });
 
+  test('fits a terminal of 80 columns', () => {
+    const report = makeReport();
+    const lines = renderTerminal(report, { colour: false, width: 80 }).split('\n');
+    expect(Math.max(...lines.map((line) => [...line].length))).toBeLessThanOrEqual(80);
+    expect(lines.some((line) => line.startsWith('qnn') && line.endsWith('as twin'))).toBe(true);
+  });
+
   test('control characters of names do not reach the terminal', () => {
     const report = makeReport();
     const evil = `${ESCAPE}]0;owned\u0007${ESCAPE}[2J\u202e`;

@@ -1,6 +1,6 @@
 import { Tensor, transposeTensor } from '../compiler/ir/tensor.ts';
 import type { Kernels } from '../compiler/kernels/kernels.ts';
-import type { NumberFormat, Recipe, WeightForm } from './recipe.ts';
+import { type NumberFormat, type Recipe, usableForm, type WeightForm } from './recipe.ts';
 import type { ChannelStatistics, Statistics, ValueStatistics } from './statistics.ts';
 import { searchWeight, weightRows } from './weights.ts';
 
@@ -82,7 +82,13 @@ export async function migrateOutliers(
     if (!channels) continue;
     const { scales, exponent } =
       recipe.migration === 'search'
-        ? await searchExponent(result.weights, site, channels, formOf(recipe, format, channels.min.length), kernels)
+        ? await searchExponent(
+            result.weights,
+            site,
+            channels,
+            usableForm(recipe.weight, channels.min.length, format),
+            kernels,
+          )
         : {
             scales: smoothScales(result.weights, site, channels, recipe.migration, kernels),
             exponent: recipe.migration,
@@ -92,12 +98,6 @@ export async function migrateOutliers(
     applyScales(result.weights, result.statistics, site, scales);
   }
   return result;
-}
-
-function formOf(recipe: Recipe, format: NumberFormat, inputs: number): WeightForm {
-  if (recipe.weight.block === 0) return recipe.weight;
-  if (format.blocks === 'none') return { bits: recipe.weight.bits, block: 0 };
-  return inputs % recipe.weight.block === 0 ? recipe.weight : { bits: 8, block: 0 };
 }
 
 function smoothScales(

@@ -1,6 +1,6 @@
 import { NpucError } from '../compiler/errors.ts';
 import type { Graph, Node, Value } from '../compiler/ir/graph.ts';
-import { compileMatch, type NumberFormat, type Recipe, type WeightForm } from './recipe.ts';
+import { compileMatch, type NumberFormat, type Recipe, usableForm, type WeightForm } from './recipe.ts';
 import { conversionSource } from './statistics.ts';
 
 /** A weight that the plan wants quantized, and by which of its inputs' channels its error counts. */
@@ -70,6 +70,7 @@ export function planWeights(
     const inputs = weight.dims[matrix ? 1 - axis : axis === 0 ? 1 : 0]!;
     // LPBQ as a Gemm is refused or computed wrongly by HTP (facts qnn-htp 2).
     const noBlocks = format.blocks === 'none' || node.op !== 'MatMul';
+    const usable = usableForm(form, inputs, format);
     if (form.block > 0 && noBlocks) {
       form = { bits: form.bits, block: 0 };
       why += ', per channel: the target has no block form for it';
@@ -84,7 +85,12 @@ export function planWeights(
       remarks.push(
         `${weight.name}: 8 bits per channel, blocks of ${form.block} do not divide ${inputs} input channels`,
       );
-      form = { bits: 8, block: 0 };
+      form = usable;
+    } else if (usable.block !== form.block) {
+      remarks.push(
+        `${weight.name}: blocks of ${usable.block}, the target's runtime cannot take ${inputs / form.block} blocks of ${form.block}`,
+      );
+      form = usable;
     }
     const bias = node.op === 'MatMul' ? undefined : node.inputs[2];
     const integer = bias?.data?.dtype === 'f32' && bias.shape.length === 1 && bias.dims[0] === weight.dims[axis];

@@ -53,16 +53,36 @@ export async function runCommandLine(args: readonly string[]): Promise<number> {
 const completeWord: FallbackCompletionFunction = (current, _, complete, done) =>
   complete((_error, words = []) => done(words.filter((word) => current.startsWith('-') || !word.startsWith('-'))));
 
+/** What the machine refuses is no fault of ours, in whichever of many small files it happens. */
+function systemFailure({ code, path, message }: NodeJS.ErrnoException): NpucError | undefined {
+  const where = path === undefined ? {} : { where: path };
+  switch (code) {
+    case 'ENOSPC':
+    case 'EDQUOT':
+      return new NpucError('IO002', { message: `cannot write: ${message}`, ...where, hint: 'the disk is full' });
+    case 'EROFS':
+      return new NpucError('IO002', { message: `cannot write: ${message}`, ...where });
+    case 'EACCES':
+    case 'EPERM':
+    case 'EMFILE':
+    case 'ENFILE':
+      return new NpucError('IO001', { message: `cannot open: ${message}`, ...where });
+    default:
+      return undefined;
+  }
+}
+
 /** Prints an error for people, or as JSON, and gives the exit code that fits. */
 function reportError(error: unknown, json: boolean): number {
   const coded =
     error instanceof NpucError
       ? error
-      : new NpucError('XX001', {
+      : ((error instanceof Error ? systemFailure(error) : undefined) ??
+        new NpucError('XX001', {
           message: `internal error: ${(error as Error)?.message ?? String(error)}`,
           hint: 'please report it, with the command and NPUC_DEBUG=1 set',
           exitCode: 70,
-        });
+        }));
   if (json) {
     const { code, message, where, hint } = coded;
     process.stdout.write(`${JSON.stringify({ error: { code, message, where, hint } })}\n`);

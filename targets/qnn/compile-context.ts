@@ -224,11 +224,17 @@ function compilerError(model: ContextModel, soc: Soc, details: readonly string[]
       ...details.slice(0, 5).map((detail) => `  ${detail}`),
     ].join('\n'),
     where: model.path,
-    hint: said.includes('Code: 1002')
-      ? 'the vendor reports an operator form that has no implementation as a memory error as well'
-      : 'every node passed the validation, the graph as a whole did not compile for this SoC',
+    hint: hintFor(said),
     cause,
   });
+}
+
+function hintFor(said: string): string {
+  if (said.includes('Code: 1002'))
+    return 'the vendor reports an operator form that has no implementation as a memory error as well';
+  if (said.includes('Failed to write context cache'))
+    return 'the graph compiled, but the disk has no room for the binary';
+  return 'every node passed the validation, the graph as a whole did not compile for this SoC';
 }
 
 /** The vendor library compiles for a default SoC, without an error, when it does not know the one asked for. */

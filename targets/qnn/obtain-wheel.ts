@@ -87,11 +87,10 @@ async function downloadWheel(wheel: Wheel, destination: string, signal: AbortSig
   });
   signal?.throwIfAborted();
   if (error) {
-    const last = output
-      .split('\n')
-      .filter((line) => line.startsWith('ERROR'))
-      .slice(-2)
-      .join('; ');
+    const lines = output.split('\n').filter((line) => line.trim() !== '');
+    const said = lines.filter((line) => line.startsWith('ERROR'));
+    // Of an exception the last line says what it is; the ERROR line only that there is one.
+    const last = said.includes('ERROR: Exception:') ? lines.at(-1) : said.slice(-2).join('; ');
     throw new NpucError('QN004', {
       message: `pip could not download ${wheel.project} ${wheel.version}: ${last || error.message}`,
       hint: 'pip uses your own index, proxy and certificate settings: check those, or give a folder of wheels',

@@ -27,7 +27,7 @@ import { provideTwins } from './twins.ts';
 
 /** The weights of all QDQ models. */
 const DATA = 'weights.data';
-/** Sources up to this size are compiled by the simulator itself, each time they are opened. */
+/** Sources up to this size are compiled by the simulator itself, each time they are opened: that takes a second. */
 const DIRECT_BYTES = 32 << 20;
 
 /**
@@ -84,7 +84,6 @@ export const qnnTarget: DecoderTarget = {
     context.progress.notePeak(compiled.peakRssBytes);
     checkReadBack(compiled.contexts.values(), ports);
     const files = compiled.files;
-    const lpbq = [...decoder.weightEncodings.values()].some((encoding) => encoding.blockScale !== undefined);
     return {
       contract: decoder.contract.name,
       protocol: makeProtocol(decoder.config, decoder.contract, context.shapes.cache),
@@ -102,7 +101,6 @@ export const qnnTarget: DecoderTarget = {
         arch: `v${soc.arch}`,
         shared: share,
         graphs: requests.length,
-        lpbq,
         ...ropeFacts(decoder.config.rope),
       },
       files: [
@@ -115,9 +113,7 @@ export const qnnTarget: DecoderTarget = {
   async open(folder, target, options): Promise<DecoderSession> {
     const toolchain = options.toolchain ?? requireToolchain('qnn');
     const sources = target.graphs.map((graph) => sourceOf(folder, graph));
-    // Reloading a compiled context crashes the simulator on some LPBQ products (512 inputs in blocks of 64, and SmolLM2's) that
-    // it runs well when it compiles the graph itself; small graphs it compiles in a second.
-    const direct = target.facts.lpbq === true || statSync(join(folder, 'qnn', 'qdq', DATA)).size < DIRECT_BYTES;
+    const direct = statSync(join(folder, 'qnn', 'qdq', DATA)).size < DIRECT_BYTES;
     const paths = direct
       ? sources.map((source) => source.path)
       : target.facts.shared

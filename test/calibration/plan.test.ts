@@ -126,7 +126,7 @@ describe('recipes', () => {
       form: { bits: 8, block: 0 },
       why: /override/,
     });
-    expect(plan.weights.get('model.layers.1.mlp.down_proj.weight')!.form).toEqual({ bits: 4, block: 64 });
+    expect(plan.weights.get('model.layers.1.mlp.gate_proj.weight')!.form).toEqual({ bits: 4, block: 64 });
     expect(plan.activations.get('layers.1.o_proj')!.encoding.dtype).toBe('u8');
     expect(plan.activations.get('layers.0.o_proj')!.encoding.dtype).toBe('u16');
   });

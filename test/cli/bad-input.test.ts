@@ -257,13 +257,16 @@ test('an evaluation that cannot be done is refused before calibration', async ()
 });
 
 describe('a machine that fails', () => {
-  test.skipIf(process.getuid?.() !== 0)('a disk that fills', async () => {
+  test.skipIf(process.getuid?.() !== 0).each([
+    ['while the weights are written', 'onnx', '300k'],
+    ['at one of the small files', 'tflite', '2500k'],
+  ])('a disk that fills %s', async (_, target, size) => {
     const disk = join(work, 'small-disk');
-    mkdirSync(disk);
-    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=300k', 'tmpfs', disk]);
+    mkdirSync(disk, { recursive: true });
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'tmpfs', disk]);
     try {
       const out = join(disk, 'out');
-      const outcome = await runNpuc(['compile', demo, '--target', 'onnx', '--out', out, ...quick]);
+      const outcome = await runNpuc(['compile', demo, '--target', target, '--out', out, ...quick]);
       expect(outcome.stderr).toMatch(/^IO002 /m);
       expect(outcome.code).toBe(2);
       expect(readdirSync(disk)).toEqual([]);

@@ -81,6 +81,7 @@ export const ERROR_TITLES = {
   QT014: 'integer does not fit int4',
   QT015: 'row is too long',
   QT016: 'kernel worker failed',
+  QT017: 'second moments are not positive definite',
   QT101: 'recipe is not valid',
   QT102: 'override is not a regular expression',
   QT103: 'value has no encoding',

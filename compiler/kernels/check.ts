@@ -81,3 +81,11 @@ export function rowTooLong(layout: Layout): NpucError {
     hint: 'quantize this tensor in smaller blocks, or reshape it to shorter rows',
   });
 }
+
+export function notPositive(column: number, name: string | undefined): NpucError {
+  return new NpucError('QT017', {
+    message: `the second moments of the inputs are not positive definite at input channel ${column}`,
+    ...(name === undefined ? {} : { where: name }),
+    hint: 'calibrate with more text',
+  });
+}

@@ -5,6 +5,7 @@ import {
   checkLength,
   checkRange,
   checkScales,
+  notPositive,
   outsideInt4,
   refuseNonFinite,
 } from './check.ts';
@@ -273,6 +274,46 @@ export function createKernels(engine: Engine, windowBytes = 1 << 20): Kernels {
       return { channelScales, blockScales, errors };
     },
 
+    factorHessian(hessian, columns, name) {
+      checkLength('Hessian', hessian.length, columns * columns);
+      const stride = (columns + 7) & ~7;
+      const factors = { rows: new Float32Array(columns * stride), diagonal: new Float32Array(columns) };
+      const failed = engine.factorHessian(hessian, stride, factors.rows, factors.diagonal);
+      if (failed >= 0) throw notPositive(failed, name);
+      return factors;
+    },
+    roundCompensated(weights, layout, factors, scales, groups, range) {
+      checkLayout(layout, weights.length);
+      checkRange(range);
+      const { rows, columns, name } = layout;
+      const stride = (columns + 7) & ~7;
+      checkLength('factors', factors.rows.length, columns * stride);
+      checkLength('diagonal', factors.diagonal.length, columns);
+      checkLength('groups', groups.length, columns);
+      const count = scales.length / rows;
+      checkScales(scales, { rows, columns: count, block: 1, ...(name === undefined ? {} : { name }) });
+      const last = groups.reduce((a, b) => Math.max(a, b), 0);
+      if (last >= count) checkLength('scales', scales.length, rows * (last + 1));
+      const integers = new Int8Array(weights.length);
+      const errors = new Float64Array(rows);
+      // The factors go into the engine with every window, and it takes rows in fours.
+      const step = Math.max(4, Math.floor(windowBytes / 4 / columns) & ~3);
+      for (let from = 0; from < rows; from += step) {
+        const to = Math.min(rows, from + step);
+        engine.roundCompensated(
+          weights.subarray(from * columns, to * columns),
+          stride,
+          factors.rows,
+          factors.diagonal,
+          scales.subarray(from * count, to * count),
+          groups,
+          range,
+          integers.subarray(from * columns, to * columns),
+          errors.subarray(from, to),
+        );
+      }
+      return { integers, errors };
+    },
     ...createTransposes(engine),
   };
   return kernels;

@@ -62,6 +62,20 @@ export interface Engine {
     errors: Float64Array,
   ): void;
 
+  /** `stride` is diagonal.length rounded up to 8. Answers the row without a positive pivot, or -1. */
+  factorHessian(hessian: Float32Array, stride: number, factors: Float32Array, diagonal: Float32Array): number;
+  roundCompensated(
+    source: Float32Array,
+    stride: number,
+    factors: Float32Array,
+    diagonal: Float32Array,
+    scales: Float32Array,
+    groups: Uint32Array,
+    range: QuantRange,
+    integers: Int8Array,
+    errors: Float64Array,
+  ): void;
+
   transpose32(source: Float32Array, rows: number, columns: number, target: Float32Array): void;
   transpose8(source: Int8Array, rows: number, columns: number, target: Int8Array): void;
 }

@@ -66,6 +66,25 @@ export interface Kernels {
    */
   searchLpbq(weights: Float32Array, layout: Layout, search: SearchOptions): LpbqSearch;
 
+  /**
+   * What error feedback needs of H = X^T X [columns, columns] (symmetric, row-major; the lower triangle is read): H = U D U^T
+   * with U unit upper triangular. Throws QT017 if H is not positive definite: add damping to its diagonal.
+   */
+  factorHessian(hessian: Float32Array, columns: number, name?: string): HessianFactors;
+  /**
+   * Rounds the rows of a matrix under given scales, each column making up for the errors of those before it, so that the
+   * error of the layer's output is least: GPTQ (2210.17323) in its equivalent form LDLQ (QuIP, 2307.13304, section 3.2).
+   * @param scales [rows, scaleCount]; column k takes scale groups[k] of its row
+   */
+  roundCompensated(
+    weights: Float32Array,
+    layout: Layout,
+    factors: HessianFactors,
+    scales: Float32Array,
+    groups: Uint32Array,
+    range: QuantRange,
+  ): CompensatedRounding;
+
   /** [rows, columns] to [columns, rows]. `target` must not overlap `source`; the same holds for the next two. */
   transposeF32(source: Float32Array, rows: number, columns: number, target: Float32Array): void;
   transposeI8(source: Int8Array, rows: number, columns: number, target: Int8Array): void;
@@ -160,6 +179,20 @@ export interface SearchOptions {
   readonly range: QuantRange;
   /** h_k: one finite non-negative weight per column, such as the mean square of the input channel; absent means 1. */
   readonly importance?: Float32Array | undefined;
+}
+
+/** U and D of H = U D U^T; see Kernels.factorHessian. */
+export interface HessianFactors {
+  /** Row k holds U[0..k-1, k], then zeros; `columns` rounded up to 8 values a row. */
+  readonly rows: Float32Array;
+  readonly diagonal: Float32Array;
+}
+
+export interface CompensatedRounding {
+  /** [rows, columns]. */
+  readonly integers: Int8Array;
+  /** (w - q s) H (w - q s)^T of each row. */
+  readonly errors: Float64Array;
 }
 
 export interface ScaleSearch {

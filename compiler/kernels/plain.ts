@@ -1,4 +1,5 @@
 import type { Engine } from './engine.ts';
+import { factorHessian, roundCompensated } from './plain-compensate.ts';
 import { decodeBf16, decodeF16, encodeF16, transpose } from './plain-convert.ts';
 import { searchLpbq } from './plain-lpbq.ts';
 import {
@@ -36,6 +37,8 @@ export const plainEngine: Engine = {
   weightedErrors,
   searchScales,
   searchLpbq,
+  factorHessian,
+  roundCompensated,
   transpose32: transpose,
   transpose8: transpose,
 };

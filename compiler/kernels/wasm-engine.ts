@@ -33,6 +33,8 @@ type FunctionName =
   | 'weightedErrors'
   | 'searchScales'
   | 'searchLpbq'
+  | 'factorHessian'
+  | 'roundCompensated'
   | 'transpose32'
   | 'transpose8';
 type WasmFunctions = Record<FunctionName, WasmFunction>;
@@ -194,6 +196,40 @@ export function createWasmEngine(): Engine {
         [channelScales, blockScales, errors],
         (f, s, h, c, b, e, scratch) => f.searchLpbq(s, h, columns, block, rows, c, b, e, range.min, range.max, scratch),
         (columns / block) * 9,
+      );
+    },
+
+    factorHessian: (hessian, stride, factors, diagonal) =>
+      run(
+        [hessian],
+        [factors, diagonal],
+        (f, h, u, d, scratch) => f.factorHessian(h, diagonal.length, stride, u, d, scratch),
+        stride * 8 * 32,
+      ),
+    roundCompensated(source, stride, factors, diagonal, scales, groups, range, integers, errors) {
+      const columns = diagonal.length;
+      const { length: rows } = errors;
+      run(
+        [source, factors, diagonal, scales, groups],
+        [integers, errors],
+        (f, w, u, d, s, g, q, e, scratch) =>
+          f.roundCompensated(
+            w,
+            rows,
+            columns,
+            stride,
+            u,
+            d,
+            s,
+            scales.length / rows,
+            g,
+            range.min,
+            range.max,
+            q,
+            e,
+            scratch,
+          ),
+        stride * 4 * 4,
       );
     },
 

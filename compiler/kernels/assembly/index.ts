@@ -4,6 +4,7 @@ export { absmax, minMax, finiteRange, channelStatistics, histogram, difference }
 export { quantizeI8, fakeQuantize, fakeQuantizeAffine, packI4, unpackI4, dequantizeI8 } from './quantize';
 export { weightedErrors, searchScales } from './search';
 export { searchLpbq } from './lpbq';
+export { factorHessian, roundCompensated } from './compensate';
 export { transpose32, transpose8 } from './transpose';
 
 /** First free byte of the memory. */

@@ -34,6 +34,8 @@ export interface QuantizeGraphInputs {
   readonly format: NumberFormat;
   readonly kernels: Kernels;
   readonly open?: OpenEngine;
+  /** Whether costly values may get 16 bits at w8a8 (default): not where an op is to be measured at the width asked for. */
+  readonly promote?: boolean;
   readonly onProgress?: (done: number, total: number) => void;
 }
 
@@ -72,7 +74,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   const overrides = [...recipe.overrides, ...widthOverrides(float.graph(), format)];
   const measured: Recipe = { ...recipe, overrides, promoteBelow: Number.NEGATIVE_INFINITY };
   const promotions =
-    recipe.activation === 8
+    recipe.activation === 8 && inputs.promote !== false
       ? await promoteValues({
           float,
           recipe: measured,

@@ -97,6 +97,7 @@ export const ERROR_TITLES = {
   RT112: 'logits are not finite',
   RT201: 'native runtime cannot be started',
   RT202: 'native process died',
+  RT203: 'native process needs more memory than allowed',
   TF201: 'op has no TFLite lowering',
   TF202: 'type has no TFLite form',
   TF203: 'TFLite is not made from ONNX models',

@@ -3,7 +3,7 @@
  * the parent closes it. Single-threaded and blocking on purpose; a crash here is the parent's coded error.
  * Arguments: library path, QNN library folder, log severity (0 verbose .. 4 fatal), parent's process id.
  */
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { byteLengthOf, DTYPES, type DType, dtypeOfOnnxCode } from '../ir/dtype.ts';
 import { elementCount } from '../ir/tensor.ts';
@@ -48,6 +48,7 @@ const sessions = new Map<number, Session>();
 let qnnDevice: Pointer | undefined;
 
 dieWithParent(Number(parent));
+dieFirst();
 const ort = start();
 if (ort) serve(ort);
 
@@ -90,7 +91,7 @@ function handle(host: NonNullable<typeof ort>, request: Exclude<Request, { op: '
     case 'context-info':
       return readBinaryInfo(join(qnnFolder, 'libQnnSystem.so'), request.path);
     case 'memory':
-      return readMemory();
+      return readUsage();
   }
 }
 
@@ -238,8 +239,18 @@ function releaseSession({ api }: NonNullable<typeof ort>, id: number): null {
   return null;
 }
 
-/** Peak resident set of this process in bytes (VmHWM of proc(5)). */
-function readMemory(): { peakRssBytes: number } {
+/** Peak resident set of this process in bytes (VmHWM of proc(5)) and the processor time of all its threads. */
+function readUsage(): { peakRssBytes: number; cpuSeconds: number } {
   const line = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync('/proc/self/status', 'utf8'));
-  return { peakRssBytes: Number(line?.[1] ?? 0) * 1024 };
+  const { user, system } = process.cpuUsage();
+  return { peakRssBytes: Number(line?.[1] ?? 0) * 1024, cpuSeconds: (user + system) / 1e6 };
+}
+
+/** When the system runs out of memory it is this process that goes, not the user's other ones: its parent can say why. */
+function dieFirst(): void {
+  try {
+    writeFileSync('/proc/self/oom_score_adj', '1000');
+  } catch {
+    // Not every container lets it.
+  }
 }

@@ -31,6 +31,8 @@ export interface HostOptions {
   readonly logSeverity?: 0 | 1 | 2 | 3 | 4;
   /** The parent of the child's temporary folder; default the system's. */
   readonly workFolder?: string;
+  /** Resident bytes above which the child is ended; it is looked at five times a second. */
+  readonly memoryLimit?: number;
   /** Kills the child when aborted. */
   readonly signal?: AbortSignal;
 }
@@ -84,14 +86,17 @@ export class NativeHost {
   #closing = false;
   #nextSession = 1;
   #peakRssBytes = 0;
+  #outgrew = false;
+  readonly #memoryLimit: number;
 
-  private constructor(toolchain: NativeToolchain, version: string, parts: StartedChild) {
+  private constructor(toolchain: NativeToolchain, version: string, parts: StartedChild, memoryLimit: number) {
     this.toolchain = toolchain;
     this.version = version;
     this.folder = parts.folder;
     this.#child = parts.child;
     this.#socket = parts.socket;
     this.#exited = parts.exited;
+    this.#memoryLimit = memoryLimit;
   }
 
   /**
@@ -104,7 +109,8 @@ export class NativeHost {
     const severity = String(options.logSeverity ?? 2);
     forbidTelemetry();
     const parts = spawnChild([onnxruntimeLibrary, qnnLibraryFolder, severity], qnnLibraryFolder, options.workFolder);
-    const host = new NativeHost(toolchain, toolchain.versions.onnxruntime ?? '', parts);
+    const limit = options.memoryLimit ?? Number.POSITIVE_INFINITY;
+    const host = new NativeHost(toolchain, toolchain.versions.onnxruntime ?? '', parts, limit);
     host.#listen(options.signal);
     const greeting = new Promise((resolve, reject) => {
       host.#pending.push({ what: 'start', resolve, reject });
@@ -198,6 +204,12 @@ export class NativeHost {
       this.#peakRssBytes = (result as { peakRssBytes: number }).peakRssBytes;
     }
     return this.#peakRssBytes;
+  }
+
+  /** Processor time of the child so far, all threads. @throws RT202 when it has died */
+  async cpuSeconds(): Promise<number> {
+    const { result } = await this.#request('reading memory', { op: 'memory' });
+    return (result as { cpuSeconds: number }).cpuSeconds;
   }
 
   /** The whole log that the libraries have written so far, without colour codes. */
@@ -301,6 +313,9 @@ export class NativeHost {
     if (this.#pending.length === 0) return;
     try {
       this.#peakRssBytes = Math.max(this.#peakRssBytes, readPeakRss(this.pid));
+      if (this.#peakRssBytes <= this.#memoryLimit || this.#outgrew) return;
+      this.#outgrew = true;
+      this.#child.kill('SIGKILL');
     } catch {
       // It has just ended: the exit event tells the rest.
     }
@@ -311,12 +326,18 @@ export class NativeHost {
     const how = signalName ? `by ${signalName}` : `with exit code ${code}`;
     const peak = this.#peakRssBytes > 0 ? ` (peak memory seen ${Math.round(this.#peakRssBytes / 2 ** 20)} MiB)` : '';
     const tail = this.logTail(8);
+    if (this.#outgrew) {
+      return new NpucError('RT203', {
+        message: `the native process needed more than ${Math.floor(this.#memoryLimit / 2 ** 20)} MiB while ${what}${peak}`,
+        hint: 'give it more memory, or cut the model into more parts',
+      });
+    }
     const killed = signalName === 'SIGKILL' && !signal?.aborted;
     const interrupted = signalName === 'SIGINT' || signal?.aborted;
     return new NpucError('RT202', {
       message: `the native process ended ${how} while ${what}${peak}${tail ? `\n${tail}` : ''}`,
       hint: killed
-        ? 'someone killed it, or the system ran out of memory: free memory, or split the model'
+        ? 'someone killed it, or the system ran out of memory: free memory, or cut the model (--max-memory, --split)'
         : interrupted
           ? 'it was interrupted'
           : 'this is a crash inside the vendor libraries; a smaller graph or other options may avoid it',

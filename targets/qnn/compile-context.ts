@@ -31,6 +31,8 @@ export interface CompileOptions {
   /** Threads that prepare the graph; the bytes do not depend on it. */
   readonly threads?: number;
   readonly signal?: AbortSignal;
+  /** Resident bytes above which a compile process is ended. */
+  readonly memoryLimit?: number;
 }
 
 /** One compiled graph: the EPContext ONNX model refers to its binary by name, so both stay in one folder. */
@@ -49,6 +51,8 @@ export interface CompiledContext {
   readonly contexts: ReadonlyMap<string, ContextInfo>;
   /** Peak resident memory of the largest compile process. */
   readonly peakRssBytes: number;
+  /** Processor time of all compile processes. */
+  readonly cpuSeconds: number;
   readonly seconds: number;
   /** Warnings of the vendor's compiler. */
   readonly log: string;
@@ -63,7 +67,8 @@ const DIAGNOSIS_POLL_MS = 200;
  * this way the same model gives the same bytes in every folder. Files appear in the output folder only when everything
  * has succeeded and was read back.
  * @throws QN010 when a graph is not taken whole by the HTP (with the refused nodes and reasons), QN011 when the vendor's
- *   compiler fails, QN012 when the binary is for another SoC than asked for, RT202 when the compile process dies.
+ *   compiler fails, QN012 when the binary is for another SoC than asked for, RT202 when the compile process dies,
+ *   RT203 when it outgrows its limit.
  */
 export async function compileContext(
   toolchain: NativeToolchain,
@@ -95,6 +100,7 @@ export async function compileContext(
       files,
       contexts,
       peakRssBytes: Math.max(...done.map((group) => group.peakRssBytes)),
+      cpuSeconds: done.reduce((sum, group) => sum + group.cpuSeconds, 0),
       seconds: (performance.now() - started) / 1000,
       log: done.map((group) => group.log).join(''),
     };
@@ -107,6 +113,7 @@ interface GroupResult {
   readonly context: ContextInfo;
   readonly graphs: ReadonlyMap<ContextModel, string>;
   readonly peakRssBytes: number;
+  readonly cpuSeconds: number;
   readonly log: string;
 }
 
@@ -119,7 +126,11 @@ async function compileGroup(
   work: string,
   options: CompileOptions,
 ): Promise<GroupResult> {
-  const host = await NativeHost.start(toolchain, { workFolder: work, ...pickSignal(options) });
+  const host = await NativeHost.start(toolchain, {
+    workFolder: work,
+    ...pickSignal(options),
+    ...(options.memoryLimit === undefined ? {} : { memoryLimit: options.memoryLimit }),
+  });
   try {
     for (const [index, model] of group.entries()) {
       placeModel(model, host.folder);
@@ -127,12 +138,13 @@ async function compileGroup(
       await openForCompile(host, model, sessionOptions(group, index, options), options);
     }
     const peakRssBytes = await host.peakRssBytes();
+    const cpuSeconds = await host.cpuSeconds();
     const binary = binaryName(group[0]!);
     const context = await host.readContext(join(host.folder, binary));
     checkContext(context, group, options.soc);
     const graphs = new Map(group.map((model) => [model, findGraph(context, join(host.folder, contextName(model)))]));
     for (const name of [binary, ...group.map(contextName)]) renameSync(join(host.folder, name), join(work, name));
-    return { context, graphs, peakRssBytes, log: host.log() };
+    return { context, graphs, peakRssBytes, cpuSeconds, log: host.log() };
   } finally {
     await host.close();
   }

@@ -93,6 +93,7 @@ describe.skipIf(!toolchain)('context binaries', () => {
     const result = await compileContext(toolchain!, [model], { soc, share: false, outputFolder: output('ports') });
     const [file] = result.files;
     expect(result.peakRssBytes).toBeGreaterThan(50 << 20);
+    expect(result.cpuSeconds).toBeGreaterThan(0.01);
     const info = await readContextBinary(toolchain!, file!.binary);
     expect(result.contexts.get(file!.binary)).toEqual(info);
     expect(info).toMatchObject({ soc: 69, dspArch: 79, buildId: expect.stringMatching(/^v2\.51\./) });

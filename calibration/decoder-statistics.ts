@@ -5,12 +5,11 @@ import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
 import type { Module } from '../compiler/ir/graph.ts';
 import { type TensorData, toFloats } from '../compiler/ir/tensor.ts';
 import { createHistogram, type Histogram, type Kernels } from '../compiler/kernels/kernels.ts';
-import { DecoderSession, MASK_VALUE } from '../compiler/runtime/decoder-session.ts';
+import { MASK_VALUE } from '../compiler/runtime/decoder-session.ts';
 import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
 import type { Runner, Tensors } from '../compiler/runtime/runner.ts';
 import { applyIoContract } from '../passes/apply-io-contract.ts';
 import { type IoContract, plainContract } from '../passes/io-contract.ts';
-import { makeProtocol } from '../passes/protocol.ts';
 import { decoderSites } from './migrate-outliers.ts';
 import {
   instrumentModule,
@@ -20,6 +19,7 @@ import {
   type Statistics,
   type ValueStatistics,
 } from './statistics.ts';
+import { streamDecoder } from './stream-decoder.ts';
 
 /** Tokens per chunk and per window of calibration: independent of the shapes that are compiled. */
 export interface CalibrationShape {
@@ -48,6 +48,8 @@ export function buildPlainDecoder(
 export interface CollectOptions {
   readonly open?: OpenEngine;
   readonly onProgress?: (done: number, total: number) => void;
+  /** Bytes of float weights that are open at a time; a larger decoder runs part by part. */
+  readonly weightBytes?: number;
 }
 
 /** Values whose channels matter: what linear layers read, and what scale can move out of. */
@@ -57,7 +59,7 @@ function channelValues(module: Module, layers: number): Set<string> {
     if (node.op === 'MatMul' && node.inputs[1]?.data) names.add(node.input(0).name);
   }
   for (const site of decoderSites(layers)) {
-    names.add(site.value);
+    if (module.graph().find(site.value)) names.add(site.value);
     const before = site.before.kind === 'linear' ? site.before.values : [];
     for (const name of before) if (module.graph().find(name)) names.add(name);
   }
@@ -77,11 +79,16 @@ export async function collectDecoderStatistics(
 ): Promise<Map<string, ValueStatistics>> {
   const shape = calibrationShape(config);
   const module = buildPlainDecoder(config, weights, shape.tokens, shape.window);
-  const runner = new ObservingRunner(
-    await openModule(instrumentModule(module, channelValues(module, config.layers)), options.open),
-  );
-  await streamWindows(config, runner, shape, windows, options);
-  const statistics = runner.statistics(lastAxisWidths(module.graph()));
+  const observers: ObservingRunner[] = [];
+  const open = async (part: Module): Promise<Runner> => {
+    const instrumented = instrumentModule(part, channelValues(part, config.layers));
+    const observer = new ObservingRunner(await openModule(instrumented, options.open));
+    observers.push(observer);
+    return observer;
+  };
+  await streamDecoder(config, module, open, { ...options, ...shape, windows });
+  const widths = lastAxisWidths(module.graph());
+  const statistics = new Map(observers.flatMap((observer) => [...observer.statistics(widths)]));
   checkFinite(module, statistics);
   return statistics;
 }
@@ -100,28 +107,6 @@ function checkFinite(module: Module, statistics: Statistics): void {
   }
 }
 
-async function streamWindows(
-  config: DecoderConfig,
-  runner: Runner,
-  shape: CalibrationShape,
-  windows: readonly (readonly number[])[],
-  options: CollectOptions,
-): Promise<void> {
-  const session = new DecoderSession({
-    protocol: makeProtocol(config, plainContract, shape.window),
-    graphs: new Map([[shape.tokens, runner]]),
-  });
-  try {
-    for (const [index, window] of windows.entries()) {
-      session.reset();
-      await session.feed(window, 'last');
-      options.onProgress?.(index + 1, windows.length);
-    }
-  } finally {
-    await session.close();
-  }
-}
-
 /**
  * The second pass, for range methods that need the distribution: the named values are fetched chunk by chunk, counted
  * into 2,048 bins over their known range, and dropped.
@@ -136,27 +121,31 @@ export async function addHistograms(
 ): Promise<Map<string, ValueStatistics>> {
   const shape = calibrationShape(config);
   const module = buildPlainDecoder(config, weights, shape.tokens, shape.window);
-  const graph = module.graph();
   const histograms = new Map<string, Histogram>();
-  for (const value of observedValues(graph)) {
-    const seen = statistics.get(value.name);
-    if (!seen || !value.producer || seen.min >= seen.max) continue;
-    histograms.set(value.name, createHistogram(seen.min, seen.max));
-    if (!graph.isOutput(value)) graph.outputs.push(value);
-  }
-  const inner = await openModule(module, options.open);
-  const counting: Runner = {
-    engine: inner.engine,
-    inputs: inner.inputs,
-    outputs: inner.outputs,
-    run: async (feeds: Tensors): Promise<Record<string, TensorData>> => {
-      const results = await inner.run(feeds);
-      for (const [name, histogram] of histograms) kernels.accumulateHistogram(toFloats(results[name]!), histogram);
-      return results;
-    },
-    close: () => inner.close(),
+  const open = async (part: Module): Promise<Runner> => {
+    const graph = part.graph();
+    const counted: string[] = [];
+    for (const value of observedValues(graph)) {
+      const seen = statistics.get(value.name);
+      if (!seen || !value.producer || seen.min >= seen.max) continue;
+      histograms.set(value.name, createHistogram(seen.min, seen.max));
+      counted.push(value.name);
+      if (!graph.isOutput(value)) graph.outputs.push(value);
+    }
+    const inner = await openModule(part, options.open);
+    return {
+      engine: inner.engine,
+      inputs: inner.inputs,
+      outputs: inner.outputs,
+      run: async (feeds: Tensors): Promise<Record<string, TensorData>> => {
+        const results = await inner.run(feeds);
+        for (const name of counted) kernels.accumulateHistogram(toFloats(results[name]!), histograms.get(name)!);
+        return results;
+      },
+      close: () => inner.close(),
+    };
   };
-  await streamWindows(config, counting, shape, windows, options);
+  await streamDecoder(config, module, open, { ...options, ...shape, windows });
   const result = new Map(statistics);
   for (const [name, histogram] of histograms) result.set(name, { ...result.get(name)!, histogram: histogram.counts });
   return result;

@@ -1,8 +1,15 @@
 import { describe, expect, test } from 'vitest';
-import { calibrationShape, collectDecoderStatistics, cutWindows } from '../../calibration/decoder-statistics.ts';
+import {
+  addHistograms,
+  calibrationShape,
+  collectDecoderStatistics,
+  cutWindows,
+} from '../../calibration/decoder-statistics.ts';
 import { type DecoderConfig, parseDecoderConfig } from '../../compiler/import/huggingface/config.ts';
 import { collectWeights } from '../../compiler/import/huggingface/llama.ts';
 import { Tensor } from '../../compiler/ir/tensor.ts';
+import { wasmKernels } from '../../compiler/kernels/index.ts';
+import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
 import { randomCheckpoint } from '../reference-decoder.ts';
 
 const configOf = (positions: number): DecoderConfig =>
@@ -63,4 +70,26 @@ test('a value that is not finite is an error that names it, whatever runtimes ma
     message: expect.stringContaining('layers.0.down_proj'),
     where: 'model.layers.0.mlp.down_proj',
   });
+});
+
+test('a decoder that is run part by part has the statistics of the whole, and no part holds more than it may', async () => {
+  const config = { ...configOf(64), layers: 3 };
+  const weights = collectWeights(config, randomCheckpoint(config), 'random');
+  const windows = [0, 1].map((shift) => Array.from({ length: 64 }, (_, i) => (i * 7 + shift) % 32));
+  let opened = 0;
+  const open = (path: string) => {
+    opened++;
+    return openWithJavaScript(path, 'onnxruntime-web');
+  };
+  const whole = await collectDecoderStatistics(config, weights, windows, { open });
+  expect(opened).toBe(1);
+  const steps: string[] = [];
+  const onProgress = (done: number, total: number): void => void steps.push(`${done}/${total}`);
+  // One byte: every stage is a part.
+  const cut = await collectDecoderStatistics(config, weights, windows, { open, weightBytes: 1, onProgress });
+  expect(opened).toBe(1 + 5);
+  expect(steps.at(-1)).toBe('10/10');
+  expect(cut).toEqual(whole);
+  const counts = await addHistograms(config, weights, windows, whole, wasmKernels, { open });
+  expect(await addHistograms(config, weights, windows, whole, wasmKernels, { open, weightBytes: 1 })).toEqual(counts);
 });

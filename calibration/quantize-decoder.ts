@@ -21,6 +21,8 @@ export interface GraphRequest {
   readonly name: string;
   readonly tokens: number;
   readonly cache: number;
+  /** The longest context of any graph of the decoder, where that is another one: rotary tables are made for it. */
+  readonly context?: number;
   readonly logits?: 'all' | 'none';
 }
 
@@ -78,7 +80,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   }
   const statistics = translateStatistics(plain, contract, config.layers);
   const lowerFloat = (request: GraphRequest, weights: DecoderWeights): Module => {
-    const module = buildDecoder(config, weights, request.cache, true);
+    const module = buildDecoder(config, weights, request.context ?? request.cache, true);
     applyIoContract(module, contract, request);
     module.graph().name = request.name;
     return module;

@@ -37,7 +37,7 @@ export const compileCommand: Command = {
       .option('soc', textFlag('SoC by part or marketing name (default SM8750)'))
       .option('scheme', textFlag('w4a16, w8a16, w8a8 or fp16 (default w4a16)'))
       .option('tokens', listFlag('new tokens per prefill run, comma-separated (default 128)'))
-      .option('cache', countFlag('cache', 'whole context that a graph sees (default 1024)'))
+      .option('cache', listFlag('whole context that a graph sees, comma-separated (default 1024)'))
       .option('target', listFlag('onnx, qnn, tflite, comma-separated (default: all that this machine can do)'))
       .option('out', textFlag('output folder (default build)', { alias: 'o' }))
       .option('kv', countFlag('kv', 'bits of the key/value cache, 8 or 16 (default 8)'))
@@ -66,6 +66,7 @@ export const compileCommand: Command = {
       .option('dry-run', { type: 'boolean', default: false, describe: 'print plan and sizes, write nothing' })
       .option('force', { type: 'boolean', default: false, describe: 'replace an output folder that npuc did not make' })
       .example('$0 compile ./SmolLM2 --soc SM8750 --scheme w4a16 --tokens 128 --cache 1024 --out build/', '')
+      .example('$0 compile ./SmolLM2 --tokens 128,32 --cache 512,1024,2048,4096 --target qnn', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
   run: async (args: CompileArguments) => {
     const file = await readConfig(args.config);
@@ -131,8 +132,7 @@ export function compileOptions(
       ...(config.block === undefined ? {} : { block: config.block }),
       ...(config.range === undefined ? {} : { range: config.range }),
     }),
-    tokens: config.tokens,
-    cache: config.cache,
+    shapes: { tokens: config.tokens, caches: [...new Set(config.cache)].sort((a, b) => a - b) },
     allowExtrapolation: config.allowExtrapolation,
     calibrationText: config.calibrate ?? defaultText('calibration'),
     calibrationWindows: config.calibrationWindows,

@@ -32,7 +32,7 @@ export const compileConfig = z.strictObject({
   soc: text.default('SM8750').describe(TEXT),
   scheme: text.default('w4a16').describe(TEXT),
   tokens: list(count).default([128]).describe(`${COUNT}, or several`),
-  cache: count.default(1024).describe(COUNT),
+  cache: list(count).default([1024]).describe(`${COUNT}, or several`),
   target: list(z.enum(['onnx', 'qnn', 'tflite']))
     .optional()
     .describe('one or several of onnx, qnn, tflite'),
@@ -73,7 +73,7 @@ export type CompileConfig = z.infer<typeof compileConfig>;
 export type CompileConfigInput = Partial<CompileConfig>;
 
 /** Keys that are lists: as flags their repetitions add up. */
-const LISTS: ReadonlySet<string> = new Set(['bind', 'tokens', 'target', 'overrides']);
+const LISTS: ReadonlySet<string> = new Set(['bind', 'tokens', 'cache', 'target', 'overrides']);
 
 const NAMES = ['npuc.config.yaml', 'npuc.config.yml', 'npuc.config.json', 'npuc.config.mjs'];
 

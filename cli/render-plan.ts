@@ -1,6 +1,7 @@
 import type { Recipe } from '../calibration/recipe.ts';
 import type { DryRun } from './jobs/compile-decoder.ts';
 import type { ModelPlan } from './jobs/compile-onnx.ts';
+import type { TargetSizes } from './jobs/plan-sizes.ts';
 
 /** Bytes for people. */
 export function formatBytes(bytes: number): string {
@@ -20,11 +21,11 @@ export function renderPlan({ sizes, recipe }: DryRun): string {
   const rows: [string, string][] = [
     ['parameters', sizes.parameters.toLocaleString('en-US')],
     ['scheme', describeRecipe(recipe) + (recipe.scheme === 'fp16' ? '' : `, ${recipe.cache}-bit cache`)],
-    ['graphs (tokens x cache)', sizes.graphs.join(', ')],
+    ['graphs (tokens x cache)', sizes.graphs.map(({ tokens, cache }) => `${tokens}x${cache}`).join(', ')],
     ...Object.entries(sizes.targets).map(([name, target]): [string, string] => [
       name,
       `weights ${formatBytes(target.weightBytes)} (head ${formatBytes(target.headBytes)}), ` +
-        `embedding ${formatBytes(target.embeddingBytes)}, key/value cache ${formatBytes(target.cacheBytes)}`,
+        `embedding ${formatBytes(target.embeddingBytes)}, key/value cache ${describeCaches(target)}`,
     ]),
     [
       'memory to compile',
@@ -55,6 +56,12 @@ export function renderModelPlan({
     ['targets', targets.join(', ')],
     ...remarks.map((remark): [string, string] => ['remark', remark]),
   ]);
+}
+
+function describeCaches({ cacheBytes }: TargetSizes): string {
+  const sizes = Object.entries(cacheBytes);
+  if (sizes.length === 1) return formatBytes(sizes[0]![1]);
+  return sizes.map(([cache, bytes]) => `${formatBytes(bytes)} at ${cache}`).join(', ');
 }
 
 function describeRecipe({ scheme, weight, activation }: Recipe): string {

@@ -10,6 +10,7 @@ import { generateGreedy } from '../compiler/runtime/generate.ts';
 import type { Tokenizer } from '../compiler/runtime/tokenizer.ts';
 import { plainContract } from '../passes/io-contract.ts';
 import { makeProtocol } from '../passes/protocol.ts';
+import { largestCache, type ShapeRequest } from '../targets/graph-requests.ts';
 import { decoderTargets } from '../targets/index.ts';
 import type { ManifestFile } from '../targets/manifest.ts';
 import type { ManifestTarget, TargetName } from '../targets/target.ts';
@@ -41,8 +42,7 @@ export interface EvaluationInputs {
   readonly bytes: Readonly<Partial<Record<TargetName, number>>>;
   /** Every file that was written; those of a target are listed in its report. */
   readonly files?: readonly ManifestFile[];
-  readonly tokens: readonly number[];
-  readonly cache: number;
+  readonly shapes: ShapeRequest;
   readonly soc: string;
   /** The output folder being written. */
   readonly folder: string;
@@ -62,10 +62,11 @@ const DIVERGENCE_DB = 20;
 
 /** Runs every emitted target beside the float model and says how far each is from it. */
 export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report> {
-  const { model, options, progress, cache, prefix, text } = inputs;
+  const { model, options, progress, shapes, prefix, text } = inputs;
+  const cache = largestCache(shapes);
   const { config, weights, checkpoint } = model;
   const tokenizer = checkpoint.tokenizer!;
-  const chunk = Math.max(...inputs.tokens);
+  const chunk = Math.max(...shapes.tokens);
   // Before the float model is opened for text: at most two graphs with float weights are open at a time.
   const values = new Map<TargetName, ValueComparison[]>();
   // A runtime keeps every tapped value of a graph: a smaller shape of the same graph shows the same errors in less memory.
@@ -111,8 +112,8 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
     source: checkpoint.name,
     soc: inputs.soc,
     scheme: decoder?.recipe.scheme ?? '',
-    tokens: inputs.tokens,
-    cache,
+    tokens: shapes.tokens,
+    caches: shapes.caches,
     parameters,
     floatPerplexity,
     evaluationTokens: text.ids.length,
@@ -158,7 +159,8 @@ async function evaluateTarget(
   shared: Shared,
 ): Promise<{ report: TargetReport; sample?: string }> {
   const { inputs, float, ids, prompt, chunk, parameters } = shared;
-  const { model, options, progress, cache, prefix } = inputs;
+  const { model, options, progress, prefix } = inputs;
+  const cache = largestCache(inputs.shapes);
   const values = shared.values.get(name)!;
   const decoder = inputs.decoders.get(name)!;
   const tokenizer = model.checkpoint.tokenizer!;
@@ -202,7 +204,8 @@ async function evaluateText(
   session: DecoderSession,
   { inputs, float, ids, prompt, chunk }: Shared,
 ): Promise<{ logits: LogitReport; notes: string[] }> {
-  const { cache, prefix, progress } = inputs;
+  const { prefix, progress } = inputs;
+  const cache = largestCache(inputs.shapes);
   const twin = await decoderTargets[name].openForEvaluation?.(inputs.decoders.get(name)!, inputs.folder, target, {
     tokens: chunk,
     cache,

@@ -34,7 +34,7 @@ export function renderHeader(report: Report): Markup {
   const facts: readonly (readonly [string, string])[] = [
     ['scheme', report.scheme],
     ['tokens a run', `${report.tokens.map(formatCount).join(', ')} and 1`],
-    ['cache', formatCount(report.cache)],
+    ['cache', report.caches.map(formatCount).join(', ')],
     ['weights', formatCount(report.parameters)],
     ['float perplexity', formatPerplexity(report.floatPerplexity)],
     ['held-out text', `${formatCount(report.evaluationTokens)} tokens`],

@@ -45,7 +45,7 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
   const width = options.width ?? Math.max(WIDTHS.least, Math.min(WIDTHS.most, process.stdout.columns ?? WIDTHS.most));
   const targets = listTargets(report);
   const verdict = describeVerdict(report);
-  const shape = `${report.tokens.join(', ')} tokens, cache ${formatCount(report.cache)}`;
+  const shape = `${report.tokens.join(', ')} tokens, cache ${report.caches.map(formatCount).join(', ')}`;
   const lines = [
     paint.bold(shorten(`${report.source} for ${report.soc}, ${report.scheme}, ${shape}`, width)),
     ...wrap(verdict.sentence, width).map(gradePaint(paint, verdict.grade)),

@@ -66,7 +66,8 @@ export interface Report {
   readonly soc: string;
   readonly scheme: string;
   readonly tokens: readonly number[];
-  readonly cache: number;
+  /** From small to large; every figure but `caches` is at the largest. */
+  readonly caches: readonly number[];
   /** Weights of the float model, a tied head counted once. */
   readonly parameters: number;
   readonly floatPerplexity: number;

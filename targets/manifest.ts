@@ -7,14 +7,18 @@ import { FileSource } from '../compiler/ir/tensor.ts';
 import type { ModelTargetManifest } from './model-target.ts';
 import type { ManifestTarget, TargetName } from './target.ts';
 
+/** Raised to 2 when a decoder could have several caches: a reader that knows one would mix their graphs up. */
+const FORMATS = { decoder: 2, model: 1 } as const;
+
 /** `manifest.json` of an output folder: the same bytes for the same input, recipe and version; no clock, no path. */
 export interface Manifest {
-  readonly format: 1;
+  readonly format: typeof FORMATS.decoder;
   readonly npuc: string;
   readonly source: { readonly name: string; readonly digest: string; readonly architecture: string };
   readonly soc: { readonly name: string; readonly arch: string };
   readonly recipe: Recipe;
-  readonly shapes: { readonly tokens: readonly number[]; readonly cache: number };
+  /** As asked for: tokens per run (1 is always there too), and caches, from small to large. */
+  readonly shapes: { readonly tokens: readonly number[]; readonly cache: readonly number[] };
   readonly calibration: {
     readonly digest: string;
     readonly chat: boolean;
@@ -103,7 +107,8 @@ export function readAnyManifest(folder: string): Manifest | ModelManifest {
   }
   if ('kind' in manifest && manifest.kind === 'genie-bundle')
     return refuse(`${folder} is a Genie bundle`, 'give the folder that the bundle was made from');
-  if (manifest.format !== 1) {
+  const format: number = 'kind' in manifest && manifest.kind === 'model' ? FORMATS.model : FORMATS.decoder;
+  if (manifest.format !== format) {
     return refuse(
       `${folder} was compiled by npuc ${manifest.npuc}, whose format this version does not read`,
       'compile again',
@@ -135,7 +140,7 @@ export function checkFiles(folder: string, manifest: Manifest | ModelManifest): 
 
 /** `manifest.json` of a compiled ONNX model, under the same rules: the same bytes for the same input, no clock, no path. */
 export interface ModelManifest {
-  readonly format: 1;
+  readonly format: typeof FORMATS.model;
   readonly kind: 'model';
   readonly npuc: string;
   readonly source: { readonly name: string; readonly digest: string };

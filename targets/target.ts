@@ -3,6 +3,7 @@ import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Progress } from '../compiler/progress.ts';
 import type { DecoderProtocol, DecoderSession, EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
+import type { ShapeRequest } from './graph-requests.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
 
@@ -42,12 +43,6 @@ export interface ManifestTarget {
   /** Facts of the target's own: SoC read back, bytes shared, graph names. */
   readonly facts: Readonly<Record<string, string | number | boolean>>;
   readonly files: readonly string[];
-}
-
-export interface ShapeRequest {
-  /** New tokens per prefill run, largest first; a decode graph of 1 token is always made. */
-  readonly tokens: readonly number[];
-  readonly cache: number;
 }
 
 export interface EmitContext {
@@ -105,11 +100,6 @@ export function portEncodings(ports: ManifestTarget['ports']): Map<string, Encod
       },
     ]),
   );
-}
-
-/** The names of a decoder's graphs, by their new tokens. */
-export function graphName(tokens: number): string {
-  return tokens === 1 ? 'decode' : `prefill_${tokens}`;
 }
 
 export type { DecoderSession, EmbeddingLookup };

@@ -21,6 +21,7 @@ import { describeEngine } from '../../compiler/runtime/onnxruntime.ts';
 import { type EvaluationOptions, evaluateTargets } from '../../evaluation/evaluate-targets.ts';
 import type { Report } from '../../evaluation/report.ts';
 import { writeReport } from '../../evaluation/write-report.ts';
+import { checkShapes, largestCache, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { decoderTargets, formatOf } from '../../targets/index.ts';
 import { describeFile, type Manifest, type ManifestFile, writeManifest } from '../../targets/manifest.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
@@ -39,8 +40,7 @@ export interface CompileOptions {
   /** The targets were asked for by name, not taken because this machine can make them: one that fails is an error. */
   readonly targetsAsked: boolean;
   readonly recipe: Recipe;
-  readonly tokens: readonly number[];
-  readonly cache: number;
+  readonly shapes: ShapeRequest;
   readonly allowExtrapolation: boolean;
   readonly calibrationText: string;
   readonly calibrationWindows: number;
@@ -64,21 +64,14 @@ export interface DryRun {
 
 /** Checks everything that can be checked before work starts. @throws IM and CL errors */
 export async function openDecoder(
-  options: Pick<CompileOptions, 'source' | 'tokens' | 'cache' | 'allowExtrapolation' | 'progress'>,
+  options: Pick<CompileOptions, 'source' | 'shapes' | 'allowExtrapolation' | 'progress'>,
 ): Promise<DecoderModel> {
   const checkpoint = await openCheckpoint(options.source, {
     progress: (done, total, file) => options.progress.update(done, total, file),
   });
   const model = readDecoderModel(checkpoint);
-  for (const tokens of options.tokens) {
-    if (tokens >= options.cache) {
-      throw new NpucError('IM410', {
-        message: `--cache ${options.cache} is not larger than --tokens ${tokens}`,
-        hint: 'the cache is the whole context that a graph sees, the new tokens included',
-      });
-    }
-  }
-  buildDecoder(model.config, model.weights, options.cache, options.allowExtrapolation);
+  checkShapes(options.shapes);
+  buildDecoder(model.config, model.weights, largestCache(options.shapes), options.allowExtrapolation);
   requireTokenizer(checkpoint);
   return model;
 }
@@ -87,7 +80,7 @@ export async function openDecoder(
 export async function planDecoder(options: CompileOptions): Promise<DryRun> {
   const model = await openDecoder(options);
   return {
-    sizes: planSizes(model.config, options.recipe, options.tokens, options.cache, options.targets),
+    sizes: planSizes(model.config, options.recipe, options.shapes, options.targets),
     recipe: options.recipe,
   };
 }
@@ -132,7 +125,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       targets[name] = await target.emit(decoder, {
         out: output.partial,
         soc: options.soc,
-        shapes: { tokens: options.tokens, cache: options.cache },
+        shapes: options.shapes,
         threads: options.threads,
         io: options.io,
         progress,
@@ -155,8 +148,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         }),
       bytes: shippedBytes(targets, files),
       files,
-      tokens: options.tokens,
-      cache: options.cache,
+      shapes: options.shapes,
       soc: options.soc.name,
       folder: output.partial,
       prefix: startTokens(model.checkpoint.tokenizer!),
@@ -165,12 +157,12 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       progress,
     });
     const manifest: Manifest = {
-      format: 1,
+      format: 2,
       npuc: version(),
       source: { name: checkpoint.name, digest, architecture: config.architecture },
       soc: { name: options.soc.name, arch: `v${options.soc.arch}` },
       recipe: options.recipe,
-      shapes: { tokens: options.tokens, cache: options.cache },
+      shapes: { tokens: options.shapes.tokens, cache: options.shapes.caches },
       calibration: {
         digest: calibration.text.digest,
         chat: calibration.chat,
@@ -234,7 +226,7 @@ function readCalibration(options: CompileOptions, model: DecoderModel): Calibrat
 }
 
 /** What the evaluation reads, checked before there is anything to evaluate. @throws QT110, RT102 and RT103 for the prompt */
-function readEvaluation({ evaluation, cache }: CompileOptions, model: DecoderModel): TokenText {
+function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderModel): TokenText {
   const tokenizer = model.checkpoint.tokenizer!;
   const least = Math.max(2, Math.min(evaluation.tokens, 64));
   const prompt = [
@@ -242,6 +234,7 @@ function readEvaluation({ evaluation, cache }: CompileOptions, model: DecoderMod
     ...tokenizer.encode(evaluation.prompt, { addSpecialTokens: false }),
   ];
   if (prompt.length === 0) throw new NpucError('RT103', { message: '--prompt gives no tokens' });
+  const cache = largestCache(shapes);
   if (prompt.length > cache) {
     throw new NpucError('RT102', {
       message: `--prompt has ${prompt.length} tokens, --cache ${cache} is the whole context`,

@@ -218,7 +218,7 @@ function describeCompiled(path: string): Description {
   const bytes = new Map(manifest.files.map((file) => [file.path, file.bytes]));
   const shapes = isModelManifest(manifest)
     ? Object.entries(manifest.bindings).map(([name, length]) => `${name} ${[length].flat().join('x')}`)
-    : [`tokens ${manifest.shapes.tokens.join(',')}`, `cache ${manifest.shapes.cache}`];
+    : [`tokens ${manifest.shapes.tokens.join(',')}`, `cache ${manifest.shapes.cache.join(',')}`];
   const entries = Object.entries(manifest.targets) as [TargetName, ManifestTarget | ModelTargetManifest][];
   const targets = entries.map(([name, target]) => ({
     title: [name, 'contract' in target ? target.contract : '', target.execution].filter(Boolean).join('  '),

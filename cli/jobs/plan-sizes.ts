@@ -1,5 +1,6 @@
 import { cacheBits, type NumberFormat, type Recipe } from '../../calibration/recipe.ts';
 import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
+import { graphRequests, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { formatOf } from '../../targets/index.ts';
 import type { TargetName } from '../../targets/target.ts';
 
@@ -9,13 +10,14 @@ export interface TargetSizes {
   readonly weightBytes: number;
   readonly headBytes: number;
   readonly embeddingBytes: number;
-  readonly cacheBytes: number;
+  /** Keys and values of every layer, by cache size. */
+  readonly cacheBytes: Readonly<Record<number, number>>;
 }
 
 export interface SizePlan {
   readonly parameters: number;
-  /** Graphs that will be made, `tokens x cache`. */
-  readonly graphs: readonly string[];
+  /** Graphs that will be made. */
+  readonly graphs: readonly { readonly name: string; readonly tokens: number; readonly cache: number }[];
   readonly targets: Readonly<Partial<Record<TargetName, TargetSizes>>>;
   /** Estimated peaks of memory on this machine while compiling, bytes. */
   readonly memory: { readonly process: number; readonly qnnCompiler?: number };
@@ -31,11 +33,10 @@ const COMPILER_BASE = 0.2e9;
 export function planSizes(
   config: DecoderConfig,
   recipe: Recipe,
-  tokens: readonly number[],
-  cache: number,
+  shapes: ShapeRequest,
   targets: readonly TargetName[],
 ): SizePlan {
-  const graphs = [...new Set([...tokens, 1])].sort((a, b) => b - a).map((size) => `${size}x${cache}`);
+  const graphs = graphRequests(shapes).map(({ name, tokens, cache }) => ({ name, tokens, cache }));
   const linears = layerShapes(config);
   const perLayer = linears.reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0) + 2 * config.hiddenSize;
   const tables = config.vocabSize * config.hiddenSize * (config.tiedEmbeddings ? 1 : 2);
@@ -43,7 +44,7 @@ export function planSizes(
   return {
     parameters,
     graphs,
-    targets: Object.fromEntries(targets.map((name) => [name, sizesFor(config, recipe, cache, formatOf(name).format)])),
+    targets: Object.fromEntries(targets.map((name) => [name, sizesFor(config, recipe, shapes, formatOf(name).format)])),
     memory: {
       process: PROCESS_BASE + parameters * PROCESS_PER_WEIGHT,
       ...(targets.includes('qnn')
@@ -67,7 +68,7 @@ function layerShapes(config: DecoderConfig): (readonly [number, number])[] {
   ];
 }
 
-function sizesFor(config: DecoderConfig, recipe: Recipe, cache: number, format: NumberFormat): TargetSizes {
+function sizesFor(config: DecoderConfig, recipe: Recipe, { caches }: ShapeRequest, format: NumberFormat): TargetSizes {
   const float = recipe.scheme === 'fp16';
   const bytesOf = (inputs: number, outputs: number, bits: number, wanted: number): number => {
     if (float) return inputs * outputs * 2;
@@ -83,11 +84,12 @@ function sizesFor(config: DecoderConfig, recipe: Recipe, cache: number, format: 
   const headBytes = bytesOf(config.hiddenSize, config.vocabSize, recipe.head.bits, recipe.head.block);
   const elements = config.vocabSize * config.hiddenSize;
   const table = format.table === 'row' ? elements + config.vocabSize * 4 : (elements * recipe.activation) / 8;
-  const cacheElements = 2 * config.layers * config.keyValueHeads * config.headDim * cache;
+  const slot =
+    (2 * config.layers * config.keyValueHeads * config.headDim * (float ? 32 : cacheBits(recipe, format))) / 8;
   return {
     weightBytes: config.layers * perLayer + headBytes,
     headBytes,
     embeddingBytes: float ? elements * 2 : table,
-    cacheBytes: (cacheElements * (float ? 32 : cacheBits(recipe, format))) / 8,
+    cacheBytes: Object.fromEntries(caches.map((cache) => [cache, slot * cache])),
   };
 }

@@ -15,7 +15,8 @@ export function reproduceCommand(options: CompileOptions): string {
   ];
   if (recipe.weight.block !== usual.weight.block) flags.push(['block', String(recipe.weight.block)]);
   if (recipe.range !== usual.range) flags.push(['range', recipe.range]);
-  flags.push(['kv', String(recipe.cache)], ['tokens', options.tokens.join(',')], ['cache', String(options.cache)]);
+  const { tokens, caches } = options.shapes;
+  flags.push(['kv', String(recipe.cache)], ['tokens', tokens.join(',')], ['cache', caches.join(',')]);
   flags.push(['target', options.targets.join(',')]);
   if (options.io !== 'float') flags.push(['io', options.io]);
   if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);

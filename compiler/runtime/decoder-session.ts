@@ -14,6 +14,7 @@ export interface DecoderProtocol {
   readonly layers: number;
   readonly headDim: number;
   readonly vocabSize: number;
+  /** The whole context, in tokens: the cache of the largest graphs. */
   readonly cache: number;
   readonly rotary: 'in-graph' | 'half' | 'full';
   /** Inverse rotary frequencies, headDim / 2 of them. */
@@ -37,10 +38,17 @@ export interface DecoderProtocol {
 /** Looks up embedding rows for contracts that take embeddings: ids -> f32 [ids.length, hidden]. */
 export type EmbeddingLookup = (ids: readonly number[]) => Float32Array;
 
+/** One graph of a decoder: how many new tokens it takes, and the whole context that it sees. */
+export interface SessionGraph {
+  readonly tokens: number;
+  readonly cache: number;
+  readonly runner: Runner;
+}
+
 export interface DecoderSessionOptions {
   readonly protocol: DecoderProtocol;
-  /** Graphs by their number of new tokens; 1 is the decode graph. */
-  readonly graphs: ReadonlyMap<number, Runner>;
+  /** Every graph; a map holds graphs of the whole context by their number of new tokens. 1 is the decode graph. */
+  readonly graphs: readonly SessionGraph[] | ReadonlyMap<number, Runner>;
   readonly embedding?: EmbeddingLookup;
   /** Encodings of ports that are integers at the boundary. */
   readonly encodings?: ReadonlyMap<string, Encoding>;
@@ -50,20 +58,31 @@ export interface DecoderSessionOptions {
  * Runs a decoder the way its runtime would: prefill in chunks, then token by token, the cache kept by the host in the
  * contract's layout (valid past in slots 0..n-1, new tokens after the past slots). Integer ports are fed and read as
  * integers; the caches are never converted.
+ *
+ * Where there are graphs for several cache sizes the state lies in the smallest one that holds it and moves to a larger one
+ * when the next chunk needs it. Chunks are cut as if there were the whole context only, so the results do not depend on it.
  */
 export class DecoderSession {
   readonly protocol: DecoderProtocol;
-  readonly #graphs: ReadonlyMap<number, Runner>;
+  readonly #graphs: readonly SessionGraph[];
+  /** New tokens of the graphs, from large to small. */
   readonly #sizes: readonly number[];
   readonly #embedding: EmbeddingLookup | undefined;
   readonly #encodings: ReadonlyMap<string, Encoding>;
   readonly #caches: Map<string, TensorData> = new Map();
   #length = 0;
+  /** Slots of the caches now. */
+  #cache = 0;
+  #pinned: number | undefined;
 
   constructor(options: DecoderSessionOptions) {
     this.protocol = options.protocol;
-    this.#graphs = options.graphs;
-    this.#sizes = [...options.graphs.keys()].sort((a, b) => b - a);
+    const { graphs, protocol } = options;
+    this.#graphs =
+      'get' in graphs
+        ? Array.from(graphs, ([tokens, runner]) => ({ tokens, cache: protocol.cache, runner }))
+        : [...graphs].sort((a, b) => a.cache - b.cache);
+    this.#sizes = [...new Set(this.#graphs.map(({ tokens }) => tokens))].sort((a, b) => b - a);
     this.#embedding = options.embedding;
     this.#encodings = options.encodings ?? new Map();
     this.reset();
@@ -71,7 +90,7 @@ export class DecoderSession {
 
   /** The engine that runs the graphs. */
   get engine(): string {
-    return this.#graphs.values().next().value!.engine;
+    return this.#graphs[0]!.runner.engine;
   }
 
   /** Tokens in the cache. */
@@ -79,34 +98,88 @@ export class DecoderSession {
     return this.#length;
   }
 
-  /** How many more tokens the cache holds. */
+  /** The cache sizes that there are graphs for, from small to large. */
+  get cacheSizes(): readonly number[] {
+    return [...new Set(this.#graphs.map(({ cache }) => cache))];
+  }
+
+  /** The cache size that the state lies in now. */
+  get cache(): number {
+    return this.#cache;
+  }
+
+  /** How many more tokens there is room for, in the largest cache or in the one that is pinned. */
   get room(): number {
-    return this.protocol.cache - this.#length;
+    return (this.#pinned ?? this.protocol.cache) - this.#length;
+  }
+
+  /**
+   * Empties the session and holds it to graphs of one cache size; without a size it may use all of them again.
+   * @throws RT104 when no graph has that size
+   */
+  pinCache(cache?: number): void {
+    if (cache !== undefined && !this.cacheSizes.includes(cache)) {
+      throw new NpucError('RT104', {
+        message: `there is no graph with a cache of ${cache}`,
+        hint: `there are ${this.cacheSizes.join(', ')}`,
+      });
+    }
+    this.#pinned = cache;
+    this.reset();
   }
 
   /** Empties the cache: zeros, or the integer that stands for zero. */
   reset(): void {
     this.#length = 0;
+    this.#cache = this.#pinned ?? this.#graphs[0]!.cache;
     const { names } = this.protocol;
-    const runner = this.#graphs.values().next().value!;
-    [...names.pastKey, ...names.pastValue].forEach((name, index) => {
-      // The last layer of a prefill graph without logits has no past: ask every graph.
-      const port = this.#port(name, runner);
-      const axis = index < names.pastKey.length ? this.protocol.keyTimeAxis : this.protocol.valueTimeAxis;
-      const shape = port.shape.map((dim, i) => (i === axis ? this.protocol.cache : dim));
-      const data = zeros(port.dtype, elementCount(shape));
-      const zero = this.#encodings.get(name)?.zeroPoint?.[0] ?? 0;
-      if (zero !== 0) (data as Uint8Array).fill(zero);
-      this.#caches.set(name, { dtype: port.dtype, shape, data });
-    });
+    for (const name of [...names.pastKey, ...names.pastValue]) this.#caches.set(name, this.#emptyCache(name));
   }
 
-  #port(name: string, preferred: Runner): PortInfo {
-    for (const runner of [preferred, ...this.#graphs.values()]) {
+  /** One cache of the present size. */
+  #emptyCache(name: string): TensorData {
+    const { pastKey } = this.protocol.names;
+    const axis = pastKey.includes(name) ? this.protocol.keyTimeAxis : this.protocol.valueTimeAxis;
+    const port = this.#port(name);
+    const shape = port.shape.map((dim, i) => (i === axis ? this.#cache : dim));
+    const data = zeros(port.dtype, elementCount(shape));
+    const zero = this.#encodings.get(name)?.zeroPoint?.[0] ?? 0;
+    if (zero !== 0) (data as Uint8Array).fill(zero);
+    return { dtype: port.dtype, shape, data };
+  }
+
+  /** Moves the state into larger caches. */
+  #moveTo(cache: number): void {
+    this.#cache = cache;
+    const { names, keyTimeAxis, valueTimeAxis } = this.protocol;
+    for (const [list, axis] of [
+      [names.pastKey, keyTimeAxis],
+      [names.pastValue, valueTimeAxis],
+    ] as const) {
+      for (const name of list) {
+        const larger = this.#emptyCache(name);
+        copySlots(this.#caches.get(name)!, 0, larger, 0, this.#length, axis);
+        this.#caches.set(name, larger);
+      }
+    }
+  }
+
+  /** A prefill graph without logits has no past of its last layer: any graph that has the input will do. */
+  #port(name: string): PortInfo {
+    for (const { runner } of this.#graphs) {
       const port = runner.inputs.find((input) => input.name === name);
       if (port) return port;
     }
-    throw new NpucError('RT101', { message: `no graph has the input ${name}`, where: preferred.engine });
+    throw new NpucError('RT101', { message: `no graph has the input ${name}`, where: this.engine });
+  }
+
+  /** The graph for a chunk: with the smallest cache that holds the chunk behind the state, the present one at least. */
+  #graphFor(size: number): SessionGraph | undefined {
+    const needed = Math.max(this.#cache, this.#length + size);
+    return this.#graphs.find(
+      ({ tokens, cache }) =>
+        tokens === size && cache >= needed && (this.#pinned === undefined || cache === this.#pinned),
+    );
   }
 
   /**
@@ -124,7 +197,7 @@ export class DecoderSession {
   ): Promise<Float32Array[]> {
     if (ids.length > this.room) {
       throw new NpucError('RT102', {
-        message: `${ids.length} tokens do not fit: the cache of ${this.protocol.cache} has room for ${this.room}`,
+        message: `${ids.length} tokens do not fit: the cache of ${this.#length + this.room} has room for ${this.room}`,
         hint: 'compile with a larger --cache, or give a shorter prompt',
       });
     }
@@ -147,7 +220,8 @@ export class DecoderSession {
   }
 
   #givesLogits(size: number): boolean {
-    return this.#graphs.get(size)!.outputs.some((output) => output.name === this.protocol.names.logits);
+    const { runner } = this.#graphs.find(({ tokens }) => tokens === size)!;
+    return runner.outputs.some((output) => output.name === this.protocol.names.logits);
   }
 
   #countFor(size: number, left: number, want: 'all' | 'last'): number {
@@ -157,7 +231,9 @@ export class DecoderSession {
 
   #pickGraph(left: number, want: 'all' | 'last'): number {
     // Sizes fall: the last of several is the smallest.
-    const usable = this.#sizes.filter((size) => size <= this.room && (want === 'last' || this.#givesLogits(size)));
+    const usable = this.#sizes.filter(
+      (size) => this.#graphFor(size) !== undefined && (want === 'last' || this.#givesLogits(size)),
+    );
     const chunked = usable.filter((size) => size > 1 && this.#countFor(size, left, want) > 1);
     const single = usable.filter((size) => this.#givesLogits(size)).at(-1);
     const picked = chunked.filter((size) => size >= left).at(-1) ?? chunked[0] ?? single;
@@ -171,8 +247,9 @@ export class DecoderSession {
   async #run(size: number, ids: readonly number[], want: 'all' | 'last' | 'none'): Promise<Float32Array[]> {
     const { protocol } = this;
     const { names } = protocol;
-    const runner = this.#graphs.get(size)!;
-    const past = protocol.cache - size;
+    const { runner, cache } = this.#graphFor(size)!;
+    if (cache > this.#cache) this.#moveTo(cache);
+    const past = cache - size;
     const feeds: Record<string, TensorData> = {};
     const give = (name: string, shape: readonly number[], data: Float32Array): void => {
       feeds[name] = this.#encode(name, shape, data);
@@ -185,7 +262,7 @@ export class DecoderSession {
     } else {
       feeds[names.tokens] = { dtype: 'i32', shape: [1, size], data: Int32Array.from(padded) };
     }
-    give(names.mask, [1, 1, size, protocol.cache], this.#mask(size, past));
+    give(names.mask, [1, 1, size, cache], this.#mask(size, past));
     if (protocol.rotary === 'in-graph') {
       // Padding rows may lie past the table; their result is never used.
       const held = positions.map((position) => Math.min(position, protocol.cache - 1));
@@ -228,7 +305,7 @@ export class DecoderSession {
   }
 
   #mask(size: number, past: number): Float32Array {
-    const { cache } = this.protocol;
+    const cache = size + past;
     const mask = new Float32Array(size * cache).fill(MASK_VALUE);
     for (let row = 0; row < size; row++) {
       mask.fill(0, row * cache, row * cache + this.#length);
@@ -297,7 +374,7 @@ export class DecoderSession {
   }
 
   async close(): Promise<void> {
-    for (const runner of this.#graphs.values()) await runner.close();
+    for (const { runner } of this.#graphs) await runner.close();
   }
 }
 

@@ -1,23 +1,17 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import type { GraphRequest, QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
+import type { QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
 import { NpucError } from '../../compiler/errors.ts';
 
 import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
 
-import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { DecoderSession, type SessionGraph } from '../../compiler/runtime/decoder-session.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
 import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
-import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
-import { type DecoderTarget, graphName, type ManifestGraph, type ManifestTarget, portEncodings } from '../target.ts';
+import { graphRequests, largestCache } from '../graph-requests.ts';
+import { type DecoderTarget, type ManifestGraph, type ManifestTarget, portEncodings } from '../target.ts';
 import { writeEncodings } from './encodings-json.ts';
-
-/** Every graph of the request: prefill sizes, largest first, then decode. */
-export function graphRequests(tokens: readonly number[], cache: number): GraphRequest[] {
-  const sizes = [...new Set([...tokens, 1])].sort((a, b) => b - a);
-  return sizes.map((size) => ({ name: graphName(size), tokens: size, cache }));
-}
 
 /**
  * QDQ ONNX with float inputs and outputs, which ONNX Runtime runs anywhere: one model per shape over one weights file,
@@ -28,7 +22,7 @@ export const onnxTarget: DecoderTarget = {
   async emit(decoder: QuantizedDecoder, context): Promise<ManifestTarget> {
     const folder = join(context.out, 'onnx');
     mkdirSync(folder, { recursive: true });
-    const requests = graphRequests(context.shapes.tokens, context.shapes.cache);
+    const requests = graphRequests(context.shapes);
     const modules = requests.map((request) => decoder.stamp(request));
     writeOnnxBundle(
       modules.map((module, i) => ({ module, path: join(folder, `${requests[i]!.name}.onnx`) })),
@@ -43,7 +37,7 @@ export const onnxTarget: DecoderTarget = {
     }));
     return {
       contract: decoder.contract.name,
-      protocol: makeProtocol(decoder.config, decoder.contract, context.shapes.cache),
+      protocol: makeProtocol(decoder.config, decoder.contract, largestCache(context.shapes)),
       ports: {},
       graphs,
       execution: 'executed',
@@ -52,15 +46,11 @@ export const onnxTarget: DecoderTarget = {
     };
   },
   async open(folder, target, options): Promise<DecoderSession> {
-    const graphs = new Map<number, Runner>();
-    for (const graph of target.graphs) {
-      const path = join(folder, graph.file);
-      graphs.set(
-        graph.tokens,
-        options.openOnnx ? await options.openOnnx(path) : await openWithJavaScript(path, pickJavaScriptEngine()),
-      );
-    }
-    if (graphs.size === 0) throw new NpucError('XX001', { message: 'the manifest lists no graph', where: folder });
+    const open = options.openOnnx ?? ((path: string) => openWithJavaScript(path, pickJavaScriptEngine()));
+    const graphs: SessionGraph[] = [];
+    for (const { tokens, cache, file } of target.graphs)
+      graphs.push({ tokens, cache, runner: await open(join(folder, file)) });
+    if (graphs.length === 0) throw new NpucError('XX001', { message: 'the manifest lists no graph', where: folder });
     return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
   },
 };

@@ -5,13 +5,13 @@ import { NpucError } from '../../compiler/errors.ts';
 import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
 import type { RopeConfig } from '../../compiler/import/huggingface/config.ts';
 import type { Graph } from '../../compiler/ir/graph.ts';
-import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { DecoderSession, type SessionGraph } from '../../compiler/runtime/decoder-session.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
 import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
 import { NativeHost } from '../../compiler/runtime/ort-native.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
-import { graphRequests } from '../onnx/onnx-target.ts';
+import { graphRequests, largestCache } from '../graph-requests.ts';
 import { requireFeature, socSupports } from '../socs.ts';
 import {
   type DecoderTarget,
@@ -61,7 +61,7 @@ export const qnnTarget: DecoderTarget = {
     const folder = join(context.out, 'qnn');
     const sources = join(folder, 'qdq');
     mkdirSync(sources, { recursive: true });
-    const requests = graphRequests(context.shapes.tokens, context.shapes.cache);
+    const requests = graphRequests(context.shapes);
     const modules = requests.map((request) => decoder.stamp(request));
     let ports: Record<string, ManifestPort> = {};
     for (const module of modules) ports = { ...ports, ...quantizePorts(module.graph()) };
@@ -86,7 +86,7 @@ export const qnnTarget: DecoderTarget = {
     const files = compiled.files;
     return {
       contract: decoder.contract.name,
-      protocol: makeProtocol(decoder.config, decoder.contract, context.shapes.cache),
+      protocol: makeProtocol(decoder.config, decoder.contract, largestCache(context.shapes)),
       ports,
       graphs: requests.map((request, i) => ({
         name: request.name,
@@ -119,30 +119,30 @@ export const qnnTarget: DecoderTarget = {
       : target.facts.shared
         ? await provideTwins(toolchain, sources, Number(target.facts.soc))
         : target.graphs.map((graph) => join(folder, graph.file));
-    const graphs = new Map<number, Runner>();
+    const sessions = new Set<Runner>();
+    const graphs: SessionGraph[] = [];
     const host = await NativeHost.start(toolchain);
     try {
       for (const [index, graph] of target.graphs.entries()) {
         // A compiled context knows its SoC; asking for one again can refuse it (facts qnn-htp, pitfall 5).
-        graphs.set(
-          graph.tokens,
-          await host.openSession(paths[index]!, {
-            provider: 'qnn',
-            ...(direct ? { soc: Number(target.facts.soc) } : {}),
-          }),
-        );
+        const session = await host.openSession(paths[index]!, {
+          provider: 'qnn',
+          ...(direct ? { soc: Number(target.facts.soc) } : {}),
+        });
+        sessions.add(session);
+        graphs.push({ tokens: graph.tokens, cache: graph.cache, runner: closeHostWith(session, sessions, host) });
       }
     } catch (error) {
       await host.close();
       throw error;
     }
-    const runners = new Map([...graphs].map(([tokens, session]) => [tokens, closeHostWith(session, graphs, host)]));
-    return new DecoderSession({ protocol: target.protocol, graphs: runners, encodings: portEncodings(target.ports) });
+    return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
   },
   async openReference(folder, target): Promise<DecoderSession> {
-    const graphs = new Map<number, Runner>();
-    for (const graph of target.graphs) {
-      graphs.set(graph.tokens, await openWithJavaScript(join(folder, graph.source!), pickJavaScriptEngine()));
+    const graphs: SessionGraph[] = [];
+    for (const { tokens, cache, source } of target.graphs) {
+      const runner = await openWithJavaScript(join(folder, source!), pickJavaScriptEngine());
+      graphs.push({ tokens, cache, runner });
     }
     return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
   },
@@ -168,7 +168,7 @@ export function sourceOf(folder: string, graph: ManifestGraph): ContextModel {
 }
 
 /** The last session to close takes the host with it. */
-function closeHostWith(session: Runner, all: Map<number, Runner>, host: NativeHost): Runner {
+function closeHostWith(session: Runner, all: Set<Runner>, host: NativeHost): Runner {
   return {
     engine: session.engine,
     inputs: session.inputs,
@@ -176,7 +176,7 @@ function closeHostWith(session: Runner, all: Map<number, Runner>, host: NativeHo
     run: (feeds, outputs) => session.run(feeds, outputs),
     close: async () => {
       await session.close();
-      for (const [tokens, other] of all) if (other === session) all.delete(tokens);
+      all.delete(session);
       if (all.size === 0) await host.close();
     },
   };

@@ -7,7 +7,7 @@ import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { type LitertModel, loadLitert } from '../../compiler/runtime/litert.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
-import { graphRequests } from '../onnx/onnx-target.ts';
+import { graphRequests, largestCache } from '../graph-requests.ts';
 import {
   type DecoderTarget,
   type EmitContext,
@@ -46,7 +46,7 @@ export const tfliteTarget: DecoderTarget = {
   name: 'tflite',
   async emit(decoder: QuantizedDecoder, context: EmitContext): Promise<ManifestTarget> {
     mkdirSync(join(context.out, 'tflite'), { recursive: true });
-    const requests = graphRequests(context.shapes.tokens, context.shapes.cache);
+    const requests = graphRequests(context.shapes);
     const graphs = requests.map((request) => decoder.stamp(request).graph());
     writeTflite(join(context.out, MODEL), lowerGraphs(graphs, 'float'));
     const float = decoder.recipe.scheme === 'fp16';
@@ -57,7 +57,7 @@ export const tfliteTarget: DecoderTarget = {
     writeEmbedding(join(context.out, EMBEDDING), table, form, wasmKernels);
     return {
       contract: decoder.contract.name,
-      protocol: makeProtocol(decoder.config, decoder.contract, context.shapes.cache),
+      protocol: makeProtocol(decoder.config, decoder.contract, largestCache(context.shapes)),
       ports: quantized ? Object.assign({}, ...graphs.map(integerPorts)) : {},
       graphs: requests.map((request) => ({
         name: request.name,
@@ -77,7 +77,11 @@ export const tfliteTarget: DecoderTarget = {
     const embedding = openEmbedding(join(folder, target.embedding!.file), target.embedding!.form);
     return new DecoderSession({
       protocol: target.protocol,
-      graphs: new Map(target.graphs.map((graph) => [graph.tokens, runnerOf(model, graph.entry!, embedding)])),
+      graphs: target.graphs.map(({ tokens, cache, entry }) => ({
+        tokens,
+        cache,
+        runner: runnerOf(model, entry!, embedding),
+      })),
       encodings: portEncodings(target.ports),
       embedding: embedding.lookup,
     });

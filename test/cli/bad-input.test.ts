@@ -204,6 +204,11 @@ describe('a request that makes no sense', () => {
     ['unknown scheme', ['--scheme', 'w2a2'], /^QT101 .*w2a2/],
     ['a block that is no power of two', ['--block', '48'], /^QT101 /],
     ['cache equal to the tokens', ['--tokens', '64', '--cache', '64'], /^IM410 /],
+    [
+      'tokens that some caches have no room for',
+      ['--tokens', '16,64,128', '--cache', '256,64,128'],
+      /^IM410 .*: not so --cache 64 with --tokens 64, --cache 64 with --tokens 128, --cache 128 with --tokens 128$/m,
+    ],
     ['cache above max_position_embeddings', ['--cache', '65536'], /^IM411 .*65536/],
     ['an unknown flag', ['--frobnicate'], /^CL001 /],
     ['a number that is none', ['--cache', 'many'], /^CL00[12] /],

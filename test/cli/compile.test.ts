@@ -194,7 +194,10 @@ describe('compile of the demo checkpoint', { timeout: 300_000 }, () => {
     const outcome = await runNpuc(compileArguments(out, '--dry-run', '--json'));
     expect(outcome.code, outcome.stderr).toBe(0);
     const { sizes } = JSON.parse(outcome.stdout) as DryRun;
-    expect(sizes.graphs).toEqual(['16x64', '1x64']);
+    expect(sizes.graphs).toEqual([
+      { name: 'prefill_16', tokens: 16, cache: 64 },
+      { name: 'decode', tokens: 1, cache: 64 },
+    ]);
     expect(sizes.parameters).toBe(2_885_888);
     expect(sizes.memory.process).toBeGreaterThan(0.3e9);
     expect(existsSync(out)).toBe(false);

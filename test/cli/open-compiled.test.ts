@@ -17,7 +17,7 @@ afterEach(() => {
 const write = (manifest: unknown): void => {
   writeFileSync(join(folder, 'manifest.json'), typeof manifest === 'string' ? manifest : JSON.stringify(manifest));
 };
-const whole = { format: 1, npuc: '0.1.0', targets: {}, files: [] };
+const whole = { format: 2, npuc: '0.1.0', targets: {}, files: [] };
 const sha256 = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855';
 
 describe('a manifest that cannot be opened for running', () => {
@@ -25,9 +25,10 @@ describe('a manifest that cannot be opened for running', () => {
     ['cut off', '{"format": 1, "npuc"', /no compiled model/],
     ['null', 'null', /not npuc's/],
     ['of another program', { name: 'my app' }, /not npuc's/],
-    ['of another version', { ...whole, format: 2, npuc: '9.0.0' }, /compiled by npuc 9\.0\.0/],
+    ['of a newer version', { ...whole, format: 3, npuc: '9.0.0' }, /compiled by npuc 9\.0\.0/],
+    ['of a version that knew one cache only', { ...whole, format: 1 }, /compiled by npuc 0\.1\.0/],
     ['without targets', { ...whole, targets: undefined }, /not whole/],
-    ['of an ONNX model', { ...whole, kind: 'model' }, /not a language model/],
+    ['of an ONNX model', { ...whole, format: 1, kind: 'model' }, /not a language model/],
   ])('%s', async (_, manifest, message) => {
     write(manifest);
     const refusal = { code: 'TG110', message: expect.stringMatching(message) };
@@ -59,6 +60,7 @@ describe('inspect', () => {
   test('an output folder of an ONNX model', async () => {
     write({
       ...whole,
+      format: 1,
       kind: 'model',
       source: { name: 'net.onnx', digest: '0' },
       soc: { name: 'SM8750', arch: 'v79' },

@@ -36,7 +36,7 @@ describe('reproduceCommand', () => {
         source: 'fixtures/demo',
         scheme: 'w4a16',
         tokens: [64],
-        cache: 256,
+        cache: [256],
         kv: 16,
         calibrationWindows: 16,
         prompt: 'It was',
@@ -57,7 +57,14 @@ describe('reproduceCommand', () => {
     ],
     [
       'several of each',
-      { source: 'm', target: ['tflite', 'onnx'], tokens: [128, 32], allowExtrapolation: true, soc: 'SM8550' },
+      {
+        source: 'm',
+        target: ['tflite', 'onnx'],
+        tokens: [128, 32],
+        cache: [512, 2048],
+        allowExtrapolation: true,
+        soc: 'SM8550',
+      },
     ],
     [
       'what a shell would take for its own',

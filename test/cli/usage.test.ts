@@ -21,7 +21,7 @@ test.each<[string[], string, string]>([
   [['compile', 'x', '--chache=7'], 'npuc compile has no option --chache', 'did you mean --cache?'],
   [['compile', 'x', '--frobnicate'], 'npuc compile has no option --frobnicate', 'npuc compile --help'],
   [['compile', 'x', '--soc'], '--soc needs a value', 'npuc compile --help'],
-  [['compile', 'x', '--cache', 'many'], '--cache takes a whole number of at least 1', 'npuc compile --help'],
+  [['compile', 'x', '--threads', 'many'], '--threads takes a whole number of at least 1', 'npuc compile --help'],
   [['inspect'], 'an argument is missing', 'npuc inspect <path>'],
   [['inspect', 'a', 'b'], 'b is one argument too many', 'npuc inspect <path>'],
   [['generate', 'x'], '--prompt is missing', 'npuc generate --help'],
@@ -45,7 +45,7 @@ test.each<[string, string, string]>([
   ['a list', '[1, 2]', 'CONFIG does not hold keys and values'],
   ['a text', 'hello', 'CONFIG does not hold keys and values'],
   ['no YAML', 'a: [', 'cannot read CONFIG: Flow sequence'],
-  ['a value of another type', 'cache: true', 'cache takes a whole number above 0\n  at CONFIG'],
+  ['a value of another type', 'evalTokens: true', 'evalTokens takes a whole number above 0\n  at CONFIG'],
   ['a value inside a list', 'overrides: [{match: a, activation: 9}]', 'overrides.0.activation takes'],
 ])('a configuration file with %s', async (_, text, message) => {
   const config = join(work, 'npuc.config.yaml');
@@ -64,7 +64,9 @@ test('lists add up, of other flags the last one counts', async () => {
   const args = ['--tokens', '5', '--tokens', '6,7', '--cache', '100', '--cache', '200', '--scheme', 'w8a8'];
   const { stdout, stderr } = await runNpuc(['compile', demo, ...args, '--dry-run', '--json']);
   expect(stderr).toBe('');
-  expect(JSON.parse(stdout)).toMatchObject({ sizes: { graphs: ['7x200', '6x200', '5x200', '1x200'] } });
+  expect(JSON.parse(stdout)).toMatchObject({
+    sizes: { graphs: [100, 200].flatMap((cache) => [7, 6, 5, 1].map((tokens) => ({ tokens, cache }))) },
+  });
 });
 
 test('a number repeated with the value 1 is 1, not one more than before', async () => {

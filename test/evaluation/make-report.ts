@@ -111,7 +111,7 @@ export function makeReport(): Report {
     soc: 'SM8750',
     scheme: 'w4a16',
     tokens: [64],
-    cache: 256,
+    caches: [256],
     parameters: 2_885_888,
     floatPerplexity: 66.3447,
     evaluationTokens: 2048,

@@ -122,7 +122,7 @@ describe.skipIf(!toolchain).each(MODELS)(
       const target = await qnnTarget.emit(decoder, {
         out,
         soc: findSoc(soc),
-        shapes: { tokens: [SHAPE.tokens], cache: SHAPE.cache },
+        shapes: { tokens: [SHAPE.tokens], caches: [SHAPE.cache] },
         threads: 2,
         io: 'float',
         progress: createProgress('quiet'),

@@ -164,7 +164,7 @@ export function emitContext(out: string, tokens: number, cache: number, io: Emit
   return {
     out,
     soc: findSoc('SM8750'),
-    shapes: { tokens: [tokens], cache },
+    shapes: { tokens: [tokens], caches: [cache] },
     threads: 1,
     io,
     progress: createProgress('quiet'),

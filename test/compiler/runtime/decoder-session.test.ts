@@ -32,6 +32,7 @@ const protocol: DecoderProtocol = {
 /** What one run of a graph was given. */
 interface Run {
   readonly size: number;
+  readonly cache: number;
   readonly ids: readonly number[];
   readonly past: readonly number[];
 }
@@ -46,12 +47,12 @@ const floats = (shape: readonly number[], at: (index: number) => number): Tensor
  * A graph that says of every token the next one (id + 1, so the most likely token is known) and keeps the ids in its caches:
  * keys [1,2,time,1], values [1,time,2,1].
  */
-function countingGraph(size: number, runs: Run[], givesLogits = true): Runner {
+function countingGraph(size: number, runs: Run[], givesLogits = true, cache = CACHE): Runner {
   const shapes = {
-    pk: [1, 2, CACHE - size, 1],
-    pv: [1, CACHE - size, 2, 1],
+    pk: [1, 2, cache - size, 1],
+    pv: [1, cache - size, 2, 1],
     ids: [1, size],
-    mask: [1, 1, size, CACHE],
+    mask: [1, 1, size, cache],
     positions: [1, size],
   };
   return {
@@ -63,11 +64,11 @@ function countingGraph(size: number, runs: Run[], givesLogits = true): Runner {
       const ids = Array.from(feeds.ids!.data as Int32Array);
       const keys = feeds.pk!.data as Float32Array;
       const values = feeds.pv!.data as Float32Array;
-      const past = Array.from(keys.subarray(0, CACHE - size));
+      const past = Array.from(keys.subarray(0, cache - size));
       // Both layouts hold the same tokens, in both heads.
-      expect(Array.from(keys.subarray(CACHE - size))).toEqual(past);
+      expect(Array.from(keys.subarray(cache - size))).toEqual(past);
       expect(Array.from(values)).toEqual(past.flatMap((id) => [id, id]));
-      runs.push({ size, ids, past });
+      runs.push({ size, cache, ids, past });
       return {
         nk: floats([1, 2, size, 1], (i) => ids[i % size]!),
         nv: floats([1, size, 2, 1], (i) => ids[i >> 1]!),
@@ -162,6 +163,60 @@ describe('feed', () => {
     expect(session.length).toBe(4);
     await session.feed(count(20));
     await expect(session.feed([1])).rejects.toMatchObject({ code: 'RT102' });
+  });
+});
+
+describe('several caches', () => {
+  const openSeveral = (): { session: DecoderSession; runs: Run[] } => {
+    const runs: Run[] = [];
+    const graphs = [24, 8, 16].flatMap((cache) =>
+      [1, 4].map((tokens) => ({ tokens, cache, runner: countingGraph(tokens, runs, true, cache) })),
+    );
+    return { session: new DecoderSession({ protocol, graphs }), runs };
+  };
+  const shape = ({ size, cache }: Run): string => `${size}x${cache}`;
+
+  test('the state begins in the smallest and moves on when the next chunk needs more', async () => {
+    const { session, runs } = openSeveral();
+    expect(session.cacheSizes).toEqual([8, 16, 24]);
+    const ids = count(14);
+    expect((await session.feed(ids, 'all')).map(next)).toEqual(ids.map((id) => id + 1));
+    expect(runs.map(shape)).toEqual(['4x8', '4x8', '4x16', '4x16']);
+    expect([session.length, session.room, session.cache]).toEqual([14, 10, 16]);
+    for (const id of [1, 2, 3]) await session.feed([id]);
+    expect(runs.slice(4).map(shape)).toEqual(['1x16', '1x16', '1x24']);
+    expect(runs.at(-1)!.past.slice(0, 16)).toEqual([...ids, 1, 2]);
+    expect(runs.at(-1)!.past.slice(16)).toEqual(new Array(7).fill(0));
+    session.reset();
+    await session.feed([5]);
+    expect(shape(runs.at(-1)!)).toBe('1x8');
+    expect(runs.at(-1)!.past).toEqual(new Array(7).fill(0));
+  });
+
+  test('chunks are cut as in the largest cache alone', async () => {
+    for (const lengths of [[3, 9], [7, 1, 1, 5], [20, 4], [5, 2, 16], [24]]) {
+      const several = openSeveral();
+      const alone = openSeveral();
+      alone.session.pinCache(24);
+      for (const length of lengths) {
+        const rows = await several.session.feed(count(length), 'all');
+        expect(rows).toEqual(await alone.session.feed(count(length), 'all'));
+      }
+      expect(several.runs.map(({ size, ids }) => [size, ids])).toEqual(alone.runs.map(({ size, ids }) => [size, ids]));
+      expect(new Set(alone.runs.map(({ cache }) => cache))).toEqual(new Set([24]));
+    }
+  });
+
+  test('a pinned cache is the whole room, and one that is not there is a coded error', async () => {
+    const { session, runs } = openSeveral();
+    session.pinCache(8);
+    expect(session.room).toBe(8);
+    await expect(session.feed(count(9))).rejects.toMatchObject({ code: 'RT102', message: /the cache of 8 / });
+    await session.feed(count(8));
+    expect(new Set(runs.map(({ cache }) => cache))).toEqual(new Set([8]));
+    expect(() => session.pinCache(12)).toThrow(expect.objectContaining({ code: 'RT104', hint: 'there are 8, 16, 24' }));
+    session.pinCache();
+    expect(session.room).toBe(24);
   });
 });
 

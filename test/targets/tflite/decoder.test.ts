@@ -14,7 +14,7 @@ import type { Runner } from '../../../compiler/runtime/runner.ts';
 import type { LogitReport } from '../../../evaluation/logits.ts';
 import { evaluateLogits } from '../../../evaluation/perplexity.ts';
 import { makeProtocol } from '../../../passes/protocol.ts';
-import { graphRequests } from '../../../targets/onnx/onnx-target.ts';
+import { graphRequests } from '../../../targets/graph-requests.ts';
 import { openEmbedding, writeEmbedding } from '../../../targets/tflite/embedding-file.ts';
 import type { TfliteModel, TfliteTensor } from '../../../targets/tflite/model.ts';
 import { readTflite } from '../../../targets/tflite/read.ts';
@@ -130,8 +130,8 @@ describe.each(CHECKPOINTS)('$name', { timeout: 300_000 }, ({ source }) => {
   test('prefill and decode share every weight, and store each once', () => {
     for (const [scheme] of SCHEMES) {
       const decoder = decoders.get(scheme)!;
-      const both = lowerDecoder(decoder, graphRequests([TOKENS], CACHE), 'float');
-      const decode = lowerDecoder(decoder, graphRequests([], CACHE), 'float');
+      const both = lowerDecoder(decoder, graphRequests({ tokens: [TOKENS], caches: [CACHE] }), 'float');
+      const decode = lowerDecoder(decoder, graphRequests({ tokens: [], caches: [CACHE] }), 'float');
       const [prefill, single] = both.subgraphs;
       const names = new Map(single!.tensors.map((tensor) => [tensor.name.replace('decode/', ''), tensor]));
       const shared = prefill!.tensors.filter(({ buffer }) => sizeOf(both, buffer) >= 64);
@@ -153,7 +153,7 @@ describe.each(CHECKPOINTS)('$name', { timeout: 300_000 }, ({ source }) => {
 
   test('every cache has one scale in all signatures, past and new', () => {
     for (const scheme of ['w8a16', 'w8a8'] as const) {
-      const model = lowerDecoder(decoders.get(scheme)!, graphRequests([TOKENS], CACHE), 'quantized');
+      const model = lowerDecoder(decoders.get(scheme)!, graphRequests({ tokens: [TOKENS], caches: [CACHE] }), 'quantized');
       for (let layer = 0; layer < small.config.layers; layer++) {
         for (const kind of ['k', 'v']) {
           const tensors = model.signatures.flatMap(({ subgraph, inputs, outputs }) =>
@@ -175,7 +175,7 @@ describe.each(CHECKPOINTS)('$name', { timeout: 300_000 }, ({ source }) => {
   });
 
   test('signatures list their subgraph exactly, in the order of the contract', () => {
-    const model = lowerDecoder(decoders.get('w8a16')!, graphRequests([TOKENS], CACHE), 'float');
+    const model = lowerDecoder(decoders.get('w8a16')!, graphRequests({ tokens: [TOKENS], caches: [CACHE] }), 'float');
     expect(model.signatures.map(({ key, subgraph }) => [key, subgraph])).toEqual([
       [`prefill_${TOKENS}`, 0],
       ['decode', 1],
@@ -203,7 +203,7 @@ describe.each(CHECKPOINTS)('$name', { timeout: 300_000 }, ({ source }) => {
   test('integer ports give the bits that stand between the conversions of float ports', async () => {
     for (const scheme of ['w8a16', 'w8a8'] as const) {
       const decoder = decoders.get(scheme)!;
-      const requests = graphRequests([TOKENS], CACHE);
+      const requests = graphRequests({ tokens: [TOKENS], caches: [CACHE] });
       const [float, integer] = (['float', 'quantized'] as const).map((ports) =>
         lowerDecoder(decoder, requests, ports),
       ) as [TfliteModel, TfliteModel];

@@ -27,6 +27,9 @@ export interface ContextGraph {
   /** Graph finalization level, 0..3. */
   readonly optimizationLevel: number;
   readonly hvxThreads: number;
+  /** Bytes of constants that are this graph's alone, and of those that it shares with the other graphs of the binary. */
+  readonly ownWeightBytes: number;
+  readonly sharedWeightBytes: number;
 }
 
 export interface ContextInfo {
@@ -70,6 +73,7 @@ const TYPES: Readonly<Record<number, DType>> = {
 };
 const TENSOR_BYTES = 144;
 const GRAPH_BYTES = 88;
+const GRAPH_BLOB_BYTES = 112;
 const BODY = 8;
 const ENCODING_SCALE_OFFSET = 0;
 const ENCODING_BW_SCALE_OFFSET = 2;
@@ -94,25 +98,7 @@ function text(base: Pointer, offset: number): string {
  * @throws Error when the file is no context binary or one of a layout that is not known here.
  */
 export function readBinaryInfo(libraryPath: string, path: string): ContextInfo {
-  const library = koffi.load(libraryPath);
-  const outPtr = koffi.out(koffi.pointer('void *'));
-  const getProviders = library.func('QnnSystemInterface_getProviders', 'uint64_t', [outPtr, koffi.out('uint32_t *')]);
-  const list: [Pointer | null] = [null];
-  const count: [number] = [0];
-  const status = Number(getProviders(list, count));
-  if (status !== 0 || count[0] === 0 || !list[0])
-    throw new Error(`libQnnSystem offers no interface (status ${status})`);
-  const provider = pointer(list[0], 0)!;
-  // The function table starts at byte 32: create, get binary info, get metadata, free.
-  const bind = (index: number, name: string, parameters: unknown[]) =>
-    koffi.decode(
-      pointer(provider, 32 + 8 * index)!,
-      koffi.proto(`QnnSystemContext_${name}`, 'uint64_t', parameters as string[]),
-    ) as NativeFunction;
-  const create = bind(0, 'create', [outPtr]);
-  const getInfo = bind(1, 'getBinaryInfo', ['void *', 'void *', 'uint64_t', outPtr, koffi.out('uint64_t *')]);
-  const free = bind(3, 'free', ['void *']);
-
+  const { create, getInfo, free } = bindSystem(libraryPath);
   const mapping = mapFile(path);
   const handle: [Pointer | null] = [null];
   try {
@@ -126,6 +112,41 @@ export function readBinaryInfo(libraryPath: string, path: string): ContextInfo {
     if (handle[0]) free(handle[0]);
     mapping.unmap();
   }
+}
+
+interface SystemFunctions {
+  readonly create: NativeFunction;
+  readonly getInfo: NativeFunction;
+  readonly free: NativeFunction;
+}
+
+/** By library: koffi takes the name of a function's type once. */
+const bound = new Map<string, SystemFunctions>();
+
+function bindSystem(libraryPath: string): SystemFunctions {
+  const known = bound.get(libraryPath);
+  if (known) return known;
+  const library = koffi.load(libraryPath);
+  const outPtr = koffi.out(koffi.pointer('void *'));
+  const getProviders = library.func('QnnSystemInterface_getProviders', 'uint64_t', [outPtr, koffi.out('uint32_t *')]);
+  const list: [Pointer | null] = [null];
+  const count: [number] = [0];
+  const status = Number(getProviders(list, count));
+  if (status !== 0 || count[0] === 0 || !list[0])
+    throw new Error(`libQnnSystem offers no interface (status ${status})`);
+  const provider = pointer(list[0], 0)!;
+  // The function table starts at byte 32: create, get binary info, get metadata, free.
+  const bind = (index: number, name: string, parameters: unknown[]) =>
+    koffi.decode(
+      pointer(provider, 32 + 8 * index)!,
+      koffi.proto(`QnnSystemContext_${name}_${bound.size}`, 'uint64_t', parameters as string[]),
+    ) as NativeFunction;
+  const create = bind(0, 'create', [outPtr]);
+  const getInfo = bind(1, 'getBinaryInfo', ['void *', 'void *', 'uint64_t', outPtr, koffi.out('uint64_t *')]);
+  const free = bind(3, 'free', ['void *']);
+  const functions = { create, getInfo, free };
+  bound.set(libraryPath, functions);
+  return functions;
 }
 
 function decodeInfo(info: Pointer, fileBytes: number): ContextInfo {
@@ -151,7 +172,8 @@ function decodeGraph(base: Pointer, at: number): ContextGraph {
   if (layout !== 3) throw new Error(`graph info version ${layout} is not known (3 is)`);
   const body = at + BODY;
   const blob = pointer(base, body + 64);
-  if (!blob || u32(base, body + 56) < 40) throw new Error('a graph has no HTP blob info');
+  const blobBytes = u32(base, body + 56);
+  if (!blob || blobBytes < GRAPH_BLOB_BYTES) throw new Error(`a graph has ${blobBytes} bytes of HTP blob info`);
   const tensors = (side: number) => {
     const list = pointer(base, body + side + 8);
     return Array.from({ length: u32(base, body + side) }, (_, index) => decodeTensor(list!, TENSOR_BYTES * index));
@@ -164,6 +186,9 @@ function decodeGraph(base: Pointer, at: number): ContextGraph {
     vtcmBytes: u32(blob, 16),
     optimizationLevel: u32(blob, 20),
     hvxThreads: u64(blob, 32),
+    // Undocumented; measured on shared and unshared binaries of weights of known size.
+    ownWeightBytes: u64(blob, 88),
+    sharedWeightBytes: u64(blob, 104),
   };
 }
 

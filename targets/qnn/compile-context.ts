@@ -5,14 +5,16 @@ import { NpucError } from '../../compiler/errors.ts';
 import { removeAtExit } from '../../compiler/runtime/native-process.ts';
 import { NativeHost, type NativeToolchain, type SessionOptions } from '../../compiler/runtime/ort-native.ts';
 import type { Soc } from '../socs.ts';
+import { explainQnnText } from './error-codes.ts';
+import { keepLog } from './keep-log.ts';
+import { renameGraphs, renameInModel } from './name-graphs.ts';
 import { parseCompilerErrors, parseRefusals, REFUSAL_SUMMARY, type Refusal } from './parse-log.ts';
 import type { ContextInfo } from './read-context.ts';
 
 /** One graph to compile: an ONNX file in the form that the QNN plugin takes. */
 export interface ContextModel {
   /**
-   * Names the files: `<name>_ctx.onnx`, `<name>_ctx_qnn.bin`. The compiler hashes `<name>.onnx` into the binary's graph
-   * name, so the same name gives the same bytes.
+   * Names the files, `<name>_ctx.onnx` and `<name>_ctx_qnn.bin`, and the graph inside the binary. At most 60 characters.
    */
   readonly name: string;
   readonly path: string;
@@ -40,7 +42,7 @@ export interface ContextFiles {
   readonly name: string;
   readonly onnx: string;
   readonly binary: string;
-  /** The graph's name inside the binary: the vendor makes it from a hash. */
+  /** The graph's name inside the binary: that of the model. */
   readonly graph: string;
 }
 
@@ -58,8 +60,12 @@ export interface CompiledContext {
   readonly log: string;
 }
 
-const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
+// The vendor's own names, which are written over, have 64 characters and more.
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$/;
 const DIAGNOSIS_POLL_MS = 200;
+const FAILED_WITH = /<E> Failed to .* with err \d+/g;
+/** Begins the last line of an error's message. */
+const KEPT_LOG = '  log: ';
 
 /**
  * Compiles models to HTP context binaries. Each compile runs in a child process whose working folder is a temporary one
@@ -93,7 +99,7 @@ export async function compileContext(
       return group.map((model) => {
         const onnx = join(outputFolder, contextName(model));
         renameSync(join(work, basename(onnx)), onnx);
-        return { name: model.name, onnx, binary, graph: done[index]!.graphs.get(model)! };
+        return { name: model.name, onnx, binary, graph: model.name };
       });
     });
     return {
@@ -111,7 +117,6 @@ export async function compileContext(
 
 interface GroupResult {
   readonly context: ContextInfo;
-  readonly graphs: ReadonlyMap<ContextModel, string>;
   readonly peakRssBytes: number;
   readonly cpuSeconds: number;
   readonly log: string;
@@ -140,11 +145,15 @@ async function compileGroup(
     const peakRssBytes = await host.peakRssBytes();
     const cpuSeconds = await host.cpuSeconds();
     const binary = binaryName(group[0]!);
+    const written = await host.readContext(join(host.folder, binary));
+    checkContext(written, group, options.soc);
+    nameGraphs(written, group, host.folder);
     const context = await host.readContext(join(host.folder, binary));
-    checkContext(context, group, options.soc);
-    const graphs = new Map(group.map((model) => [model, findGraph(context, join(host.folder, contextName(model)))]));
+    checkNames(context, group);
     for (const name of [binary, ...group.map(contextName)]) renameSync(join(host.folder, name), join(work, name));
-    return { context, graphs, peakRssBytes, cpuSeconds, log: host.log() };
+    return { context, peakRssBytes, cpuSeconds, log: host.log() };
+  } catch (error) {
+    throw withLog(error, group[0]!, options.soc, host.log());
   } finally {
     await host.close();
   }
@@ -181,9 +190,13 @@ async function openForCompile(
   } catch (error) {
     if (!(error instanceof NpucError) || error.code !== 'RT110') throw error;
     const log = await diagnose(host.toolchain, model, options);
-    throw error.message.includes('fallback to CPU EP has been explicitly disabled')
-      ? refusalError(model, options.soc, parseRefusals(log), error)
-      : compilerError(model, options.soc, parseCompilerErrors(log), error);
+    const refused = error.message.includes('fallback to CPU EP has been explicitly disabled');
+    throw addLog(
+      refused
+        ? refusalError(model, options.soc, parseRefusals(log), error)
+        : compilerError(model, options.soc, parseCompilerErrors(log), error, log),
+      keepLog(`${model.name}-${options.soc.name}`, log),
+    );
   }
 }
 
@@ -228,7 +241,13 @@ function refusalError(model: ContextModel, soc: Soc, refusals: readonly Refusal[
   });
 }
 
-function compilerError(model: ContextModel, soc: Soc, details: readonly string[], cause: NpucError): NpucError {
+function compilerError(
+  model: ContextModel,
+  soc: Soc,
+  details: readonly string[],
+  cause: NpucError,
+  log: string,
+): NpucError {
   const said = (cause.cause as Error).message;
   return new NpucError('QN011', {
     message: [
@@ -236,16 +255,17 @@ function compilerError(model: ContextModel, soc: Soc, details: readonly string[]
       ...details.slice(0, 5).map((detail) => `  ${detail}`),
     ].join('\n'),
     where: model.path,
-    hint: hintFor(said),
+    hint: hintFor(said, log),
     cause,
   });
 }
 
-function hintFor(said: string): string {
-  if (said.includes('Code: 1002'))
-    return 'the vendor reports an operator form that has no implementation as a memory error as well';
+function hintFor(said: string, log: string): string {
   if (said.includes('Failed to write context cache'))
     return 'the graph compiled, but the disk has no room for the binary';
+  // The engine's sentence often has no number; the compiler's last failure in the log has.
+  const explained = explainQnnText(said) ?? explainQnnText(log.match(FAILED_WITH)?.at(-1) ?? '');
+  if (explained) return explained;
   return 'every node passed the validation, the graph as a whole did not compile for this SoC';
 }
 
@@ -262,6 +282,47 @@ function checkContext(context: ContextInfo, group: readonly ContextModel[], soc:
       where: group[0]!.path,
       hint: 'a graph was cut into several partitions',
     });
+}
+
+/** Puts the models' names in the place of the vendor's hashes, in the binary and in the models that refer to it. */
+function nameGraphs(context: ContextInfo, group: readonly ContextModel[], folder: string): void {
+  const names = new Map<string, string>();
+  for (const model of group) {
+    const path = join(folder, contextName(model));
+    const found = findGraph(context, path);
+    names.set(found, model.name);
+    renameInModel(path, found, model.name);
+  }
+  renameGraphs(join(folder, binaryName(group[0]!)), names);
+}
+
+/** @throws QN013 when the binary does not have the names that were written into it */
+function checkNames(context: ContextInfo, group: readonly ContextModel[]): void {
+  const found = context.graphs.map(({ name }) => name).sort();
+  const wanted = group.map(({ name }) => name).sort();
+  if (found.join() === wanted.join()) return;
+  throw new NpucError('QN013', {
+    message: `the binary has the graphs ${found.join(', ')}, not ${wanted.join(', ')}`,
+    where: group[0]!.path,
+    exitCode: 70,
+  });
+}
+
+/** The error with the place of the vendor's log, which would go with the child's folder. */
+function withLog(error: unknown, model: ContextModel, soc: Soc, log: string): unknown {
+  if (!(error instanceof NpucError) || error.message.includes(KEPT_LOG)) return error;
+  return addLog(error, keepLog(`${model.name}-${soc.name}`, log));
+}
+
+function addLog(error: NpucError, path: string | undefined): NpucError {
+  if (path === undefined) return error;
+  return new NpucError(error.code, {
+    message: `${error.message}\n${KEPT_LOG}${path}`,
+    ...(error.where === undefined ? {} : { where: error.where }),
+    ...(error.hint === undefined ? {} : { hint: error.hint }),
+    exitCode: error.exitCode as 1 | 2 | 70,
+    cause: error,
+  });
 }
 
 /** Which graph of the binary an EPContext model names: the name stands in its `partition_name` attribute as plain text. */

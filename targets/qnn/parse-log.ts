@@ -1,3 +1,5 @@
+import { explainQnnCode } from './error-codes.ts';
+
 /** A node that the QNN plugin does not take, with the plugin's own reason. */
 export interface Refusal {
   /** The node's name in the model that was compiled. */
@@ -57,7 +59,9 @@ export function parseRefusals(log: string): Refusal[] {
       const text = tidyReason(line.slice(REASON.length));
       const code = backendCodes.get(name);
       const reason =
-        text === 'Failed to add node.' && code ? `the backend refuses this form (QNN error ${code})` : text;
+        text === 'Failed to add node.' && code
+          ? (explainQnnCode(Number(code)) ?? `the backend refuses this form (QNN error ${code})`)
+          : text;
       found.set(name, { node: name, op: target, reason });
       target = undefined;
     }

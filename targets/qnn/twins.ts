@@ -9,7 +9,7 @@ import { type ContextModel, compileContext } from './compile-context.ts';
 import type { Toolchain } from './toolchain.ts';
 
 /** Raised when the way twins are compiled changes: older entries are then not found. */
-const FORMAT = 1;
+const FORMAT = 2;
 
 /** Twins that were not used for longest go when the folder grows beyond this. */
 const CACHE_BYTES = 2 * 2 ** 30;

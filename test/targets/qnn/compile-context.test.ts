@@ -136,6 +136,16 @@ describe.skipIf(!toolchain)('context binaries', () => {
       [1, 1, 1024],
     ]);
     const weightBytes = (1024 * 1024) / 2;
+    // Each graph says that it uses the whole of the shared weights, and next to none of its own.
+    for (const graph of info.graphs) {
+      expect(graph.sharedWeightBytes).toBeGreaterThanOrEqual(weightBytes);
+      expect(graph.sharedWeightBytes).toBeLessThan(info.fileBytes);
+      expect(graph.ownWeightBytes).toBeLessThan(weightBytes / 10);
+    }
+    for (const context of alone.contexts.values()) {
+      expect(context.graphs[0]!.ownWeightBytes).toBeGreaterThanOrEqual(weightBytes);
+      expect(context.graphs[0]!.sharedWeightBytes).toBe(0);
+    }
     const sizes = [...alone.contexts.values()].map((context) => context.fileBytes);
     const saved = sizes[0]! + sizes[1]! - info.fileBytes;
     expect(saved).toBeGreaterThan(weightBytes * 0.95);

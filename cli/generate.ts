@@ -2,7 +2,7 @@ import type { Argv } from 'yargs';
 import { NpucError } from '../compiler/errors.ts';
 import { generateTokens } from '../compiler/runtime/generate.ts';
 import type { Command } from './commands.ts';
-import { numberFlag, textFlag } from './flags.ts';
+import { countFlag, numberFlag, textFlag } from './flags.ts';
 
 interface GenerateArguments {
   readonly folder: string;
@@ -14,6 +14,7 @@ interface GenerateArguments {
   readonly topK: number;
   readonly topP: number;
   readonly seed: number;
+  readonly cache?: number;
   readonly json: boolean;
 }
 
@@ -48,11 +49,17 @@ export const generateCommand: Command = {
         'seed',
         numberFlag('seed', 'the same seed gives the same text', { whole: true, least: 0 }, { default: 0 }),
       )
-      .example('$0 generate build/ --target tflite --prompt "The capital of France is"', ''),
+      .option(
+        'cache',
+        countFlag('cache', 'use graphs of this cache size only (default: moves to a larger one when full)'),
+      )
+      .example('$0 generate build/ --target tflite --prompt "The capital of France is"', '')
+      .example('$0 generate build/ --target qnn --cache 512 --prompt "Once upon a time"', ''),
   run: async (args: GenerateArguments) => {
     const { openCompiled } = await import('./jobs/open-compiled.ts');
     const { session, tokenizer, target } = await openCompiled(args.folder, args.target);
     try {
+      if (args.cache !== undefined) session.pinCache(args.cache);
       const text = args.chat
         ? tokenizer.applyChatTemplate([{ role: 'user', content: args.prompt }], { addGenerationPrompt: true })
         : args.prompt;
@@ -73,7 +80,7 @@ export const generateCommand: Command = {
       const seconds = (performance.now() - started) / 1000;
       if (args.json) {
         process.stdout.write(
-          `${JSON.stringify({ target, engine: session.engine, prompt: text, promptTokens: prompt.length, ids, text: out, seconds })}\n`,
+          `${JSON.stringify({ target, engine: session.engine, cache: session.cache, prompt: text, promptTokens: prompt.length, ids, text: out, seconds })}\n`,
         );
       } else process.stdout.write(`${rest}\n`);
       return 0;

@@ -1,7 +1,7 @@
 import type { DecoderSession } from '../compiler/runtime/decoder-session.ts';
 import { argmax } from '../compiler/runtime/generate.ts';
 import { addLogits, emptyLogitSums, reportLogits } from './logits.ts';
-import type { ChunkReport } from './report.ts';
+import type { CacheCheck, ChunkReport } from './report.ts';
 
 /** Tokens decoded after the chunk, each fed to both engines: the float model's own greedy choice. */
 const DECODED = 4;
@@ -67,6 +67,43 @@ export async function decodeSqnr(
   return reportLogits(sums).sqnr;
 }
 
+/** A chunk, the tokens decoded after it, and the logits after the chunk and after each of these. */
+export interface GreedyRun {
+  readonly chunk: readonly number[];
+  readonly decoded: readonly number[];
+  readonly rows: readonly Float32Array[];
+}
+
+/** Feeds a chunk from an empty cache and decodes a few tokens greedily. */
+export async function runGreedy(session: DecoderSession, chunk: readonly number[]): Promise<GreedyRun> {
+  session.reset();
+  const rows = (await session.feed(chunk)).slice(-1);
+  const decoded: number[] = [];
+  while (decoded.length < DECODED && session.room > 0) {
+    decoded.push(argmax(rows.at(-1)!));
+    rows.push((await session.feed(decoded.slice(-1)))[0]!);
+  }
+  return { chunk, decoded, rows };
+}
+
+/**
+ * Repeats a run of the largest cache with the graphs of every smaller one: the same tokens, so the same logits.
+ * The session is held to the largest cache afterwards.
+ */
+export async function compareCaches(session: DecoderSession, run: GreedyRun): Promise<CacheCheck[]> {
+  const checks: CacheCheck[] = [];
+  const largest = session.cacheSizes.at(-1)!;
+  for (const cache of session.cacheSizes) {
+    if (cache === largest) continue;
+    session.pinCache(cache);
+    const rows = (await session.feed(run.chunk)).slice(-1);
+    for (const id of run.decoded.slice(0, session.room)) rows.push((await session.feed([id]))[0]!);
+    checks.push({ cache, ...compareRows(run.rows.slice(0, rows.length), rows) });
+  }
+  session.pinCache(largest);
+  return checks;
+}
+
 export interface ChunkEngines {
   readonly float: DecoderSession;
   /** The slow engine. */
@@ -83,7 +120,7 @@ export async function compareChunk(
   { float, session, reference }: ChunkEngines,
   ids: readonly number[],
   prefix: readonly number[],
-): Promise<{ readonly chunk: ChunkReport; readonly twin: TwinFigures | undefined }> {
+): Promise<{ readonly chunk: ChunkReport; readonly twin: TwinFigures | undefined; readonly run: GreedyRun }> {
   const sums = emptyLogitSums();
   const window = [...prefix, ...ids];
   for (const each of [float, session, reference]) each?.reset();
@@ -93,10 +130,10 @@ export async function compareChunk(
   const secondsPerChunk = (performance.now() - started) / 1000;
   const same = (await reference?.feed(window, 'all')) ?? [];
   for (let i = prefix.length; i + 1 < window.length; i++) addLogits(sums, expected[i]!, got[i]!, window[i + 1]!);
-  let decoded = 0;
+  const decoded: number[] = [];
   let decodeSeconds = 0;
   let last = expected.at(-1)!;
-  while (decoded < DECODED && float.room > 0 && session.room > 0) {
+  while (decoded.length < DECODED && float.room > 0 && session.room > 0) {
     const next = argmax(last);
     last = (await float.feed([next]))[0]!;
     const before = performance.now();
@@ -104,7 +141,7 @@ export async function compareChunk(
     decodeSeconds += (performance.now() - before) / 1000;
     if (reference) same.push((await reference.feed([next]))[0]!);
     addLogits(sums, last, got.at(-1)!, argmax(last));
-    decoded++;
+    decoded.push(next);
   }
   const report = reportLogits(sums);
   return {
@@ -114,8 +151,9 @@ export async function compareChunk(
       topAgreement: report.topAgreement,
       divergence: report.divergence,
       secondsPerChunk,
-      secondsPerToken: decoded > 0 ? decodeSeconds / decoded : 0,
+      secondsPerToken: decoded.length > 0 ? decodeSeconds / decoded.length : 0,
     },
     twin: reference && compareRows(same, got),
+    run: { chunk: window, decoded, rows: got.slice(window.length - 1) },
   };
 }

@@ -14,7 +14,7 @@ import { largestCache, type ShapeRequest } from '../targets/graph-requests.ts';
 import { decoderTargets } from '../targets/index.ts';
 import type { ManifestFile } from '../targets/manifest.ts';
 import type { ManifestTarget, TargetName } from '../targets/target.ts';
-import { compareChunk, compareTwin, decodeSqnr } from './compare-chunk.ts';
+import { compareCaches, compareChunk, compareTwin, decodeSqnr, runGreedy } from './compare-chunk.ts';
 import { compareGraphValues } from './compare-graph-values.ts';
 import type { ValueComparison } from './compare-values.ts';
 import type { LogitReport } from './logits.ts';
@@ -108,7 +108,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   }
   const [decoder] = inputs.decoders.values();
   return {
-    format: 1,
+    format: 2,
     source: checkpoint.name,
     soc: inputs.soc,
     scheme: decoder?.recipe.scheme ?? '',
@@ -170,12 +170,22 @@ async function evaluateTarget(
   let reference: DecoderSession | undefined;
   try {
     reference = await decoderTargets[name].openReference?.(inputs.folder, target);
+    // A text that fits a smaller cache would be run there.
+    for (const each of [session, reference]) each?.pinCache(cache);
     const slow = name === 'qnn' && parameters > options.simulateBelow;
     const text = slow ? undefined : await evaluateText(name, target, session, shared);
     // A slow engine runs the chunk once: for its own figures and for those against its reference.
-    const { chunk: chunkReport, twin } = slow
+    const {
+      chunk: chunkReport,
+      twin,
+      run,
+    } = slow
       ? await compareChunk({ float, session, reference }, firstChunk.slice(prefix.length), prefix)
-      : { chunk: undefined, twin: reference && (await compareTwin(reference, session, firstChunk)) };
+      : { chunk: undefined, run: undefined, twin: reference && (await compareTwin(reference, session, firstChunk)) };
+    const caches =
+      session.cacheSizes.length > 1
+        ? await compareCaches(session, run ?? (await runGreedy(session, firstChunk)))
+        : undefined;
     const sample = slow ? undefined : await writeSample(session, prompt, options.sampleTokens, tokenizer);
     progress.update(1, 1);
     const report: TargetReport = {
@@ -186,6 +196,7 @@ async function evaluateTarget(
       ...(text ? { logits: text.logits } : {}),
       ...(chunkReport ? { chunk: chunkReport } : {}),
       ...(twin ? { twinSqnr: twin.sqnr, twinAgreement: twin.topAgreement } : {}),
+      ...(caches ? { caches } : {}),
       values,
       ...firstDivergence(values),
       seconds: (performance.now() - started) / 1000,

@@ -129,6 +129,8 @@ function renderFigures(target: TargetReport, report: Report): Markup[] {
       "the engine's logits against ONNX Runtime on the same QDQ model",
     ]);
   }
+  for (const { cache, sqnr } of target.caches ?? [])
+    rows.push([`cache ${formatCount(cache)}`, formatDecibels(sqnr), 'its logits against those of the largest cache']);
   rows.push(['size', formatBytes(target.bytes), 'bytes that go to the phone']);
   const bits = (8 * target.bytes) / report.parameters;
   if (Number.isFinite(bits))

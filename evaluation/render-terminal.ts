@@ -16,7 +16,7 @@ import {
 import { GRADES, type Grade, gradeTarget } from './grade-target.ts';
 import { describeRemark, groupRemarks } from './group-remarks.ts';
 import { firstDiverging, noisiestValues, worstOverall } from './rank-values.ts';
-import type { Report, TargetReport } from './report.ts';
+import type { CacheCheck, Report, TargetReport } from './report.ts';
 
 export interface TerminalOptions {
   /** Default: when stdout is a terminal and NO_COLOR is not set. */
@@ -57,6 +57,7 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
   if (values.length > 0) lines.push('', ...values);
   const notes = targets.flatMap(([name, target]) => [
     ...(target.twinSqnr === undefined ? [] : [`${name}: ${describeTwin(target.twinSqnr)}`]),
+    ...(target.caches ? [`${name}: ${describeCaches(target.caches)}`] : []),
     ...target.notes.map((note) => `${name}: ${note}`),
   ]);
   const grouped = groupRemarks(report.remarks);
@@ -71,6 +72,15 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
 /** How exactly an engine computes: its logits against ONNX Runtime on the same QDQ model. */
 export function describeTwin(sqnr: number): string {
   return `the engine's logits agree with ONNX Runtime on the same QDQ model to ${formatDecibels(sqnr)}`;
+}
+
+/** The figures are of the largest cache; the graphs of the others must give the same. */
+export function describeCaches(caches: readonly CacheCheck[]): string {
+  const each = caches.map(
+    ({ cache, sqnr }) =>
+      `${formatCount(cache)} ${sqnr === Number.POSITIVE_INFINITY ? 'exactly' : `to ${formatDecibels(sqnr)}`}`,
+  );
+  return `the graphs of smaller caches agree with those of the largest: ${each.join(', ')}`;
 }
 
 function wantsColour(): boolean {

@@ -17,6 +17,8 @@ export interface TargetReport {
   readonly twinSqnr?: number;
   /** Share of these logits' positions whose most likely token is the same. */
   readonly twinAgreement?: number;
+  /** The graphs of every smaller cache beside those of the largest, which all other figures are of. */
+  readonly caches?: readonly CacheCheck[];
   /**
    * Every value of one prefill chunk, in order of computation: the target's QDQ graph against the float graph, both on ONNX
    * Runtime. Reports show the ten worst.
@@ -26,6 +28,14 @@ export interface TargetReport {
   readonly firstDivergence?: string;
   readonly seconds: number;
   readonly notes: readonly string[];
+}
+
+/** How the graphs of one cache size agree with those of the largest: on one chunk and the tokens decoded after it. */
+export interface CacheCheck {
+  readonly cache: number;
+  /** dB of the logits, infinite where they are the same. */
+  readonly sqnr: number;
+  readonly topAgreement: number;
 }
 
 /** A written file and what it is for. `source` files stay at home: twins are made from them. */
@@ -61,7 +71,8 @@ export interface ChunkReport {
 
 /** `report.json`; figures depend on the machine's engines, so it is not part of the manifest. */
 export interface Report {
-  readonly format: 1;
+  /** 2 since a decoder can have several caches. */
+  readonly format: 2;
   readonly source: string;
   readonly soc: string;
   readonly scheme: string;

@@ -54,7 +54,7 @@ export function readReport(folder: string): Report {
     FIGURES.has(key) && NOT_FINITE.has(value) ? Number(value) : value;
   try {
     const report = JSON.parse(text, revive) as Report;
-    if (report.format !== 1 || typeof report.targets !== 'object') throw new Error('it is not an npuc report');
+    if (report.format !== 2 || typeof report.targets !== 'object') throw new Error('it is not an npuc report');
     return report;
   } catch (cause) {
     throw new NpucError('IO003', {

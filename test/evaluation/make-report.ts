@@ -106,7 +106,7 @@ export function makeReport(): Report {
     notes: ['simulated on one chunk of 64 tokens'],
   };
   return {
-    format: 1,
+    format: 2,
     source: 'demo <b>bold</b>',
     soc: 'SM8750',
     scheme: 'w4a16',

@@ -38,8 +38,8 @@ describe('writeReport', () => {
 describe('readReport', () => {
   test.each([
     ['no file', undefined, 'IO001'],
-    ['no JSON', '{"format": 1,', 'IO003'],
-    ['another format', '{"format": 2, "targets": {}}', 'IO003'],
+    ['no JSON', '{"format": 2,', 'IO003'],
+    ['another format', '{"format": 1, "targets": {}}', 'IO003'],
     ['no report', 'null', 'IO003'],
   ])('%s', (_name, text, code) => {
     if (text !== undefined) writeFileSync(join(folder, 'report.json'), text);

@@ -3,8 +3,14 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { NpucError } from '../../compiler/errors.ts';
 import { removeAtExit } from '../../compiler/runtime/native-process.ts';
-import { NativeHost, type NativeToolchain, type SessionOptions } from '../../compiler/runtime/ort-native.ts';
+import {
+  NativeHost,
+  type NativeSession,
+  type NativeToolchain,
+  type SessionOptions,
+} from '../../compiler/runtime/ort-native.ts';
 import type { Soc } from '../socs.ts';
+import { checkGraphPorts } from './check-ports.ts';
 import { explainQnnText } from './error-codes.ts';
 import { keepLog } from './keep-log.ts';
 import { renameGraphs, renameInModel } from './name-graphs.ts';
@@ -22,17 +28,23 @@ export interface ContextModel {
   readonly externalData?: readonly string[];
 }
 
-export interface CompileOptions {
+/** What is needed to say why a compile failed. */
+export interface FailureOptions {
   readonly soc: Soc;
+  /** Where the compile that gives the reasons works. */
+  readonly outputFolder: string;
+  /** QNN provider options as the vendor spells them, beyond the SoC. */
+  readonly providerOptions?: Readonly<Record<string, string>>;
+  readonly signal?: AbortSignal;
+}
+
+export interface CompileOptions extends FailureOptions {
   /** One binary for all graphs, with equal weights stored once. */
   readonly share: boolean;
   /** The folder that receives the files; made when absent. Files of the same names are replaced. */
   readonly outputFolder: string;
-  /** QNN provider options as the vendor spells them, beyond the SoC. */
-  readonly providerOptions?: Readonly<Record<string, string>>;
   /** Threads that prepare the graph; the bytes do not depend on it. */
   readonly threads?: number;
-  readonly signal?: AbortSignal;
   /** Resident bytes above which a compile process is ended. */
   readonly memoryLimit?: number;
 }
@@ -73,7 +85,8 @@ const KEPT_LOG = '  log: ';
  * this way the same model gives the same bytes in every folder. Files appear in the output folder only when everything
  * has succeeded and was read back.
  * @throws QN010 when a graph is not taken whole by the HTP (with the refused nodes and reasons), QN011 when the vendor's
- *   compiler fails, QN012 when the binary is for another SoC than asked for, RT202 when the compile process dies,
+ *   compiler fails, QN012 when the binary is for another SoC than asked for, QN013 when
+ *   its ports are not those of the model, RT202 when the compile process dies,
  *   RT203 when it outgrows its limit.
  */
 export async function compileContext(
@@ -137,10 +150,11 @@ async function compileGroup(
     ...(options.memoryLimit === undefined ? {} : { memoryLimit: options.memoryLimit }),
   });
   try {
+    const sessions = new Map<string, NativeSession>();
     for (const [index, model] of group.entries()) {
       placeModel(model, host.folder);
       // All sessions of a shared binary stay open until the last one has written it.
-      await openForCompile(host, model, sessionOptions(group, index, options), options);
+      sessions.set(model.name, await openForCompile(host, model, sessionOptions(group, index, options), options));
     }
     const peakRssBytes = await host.peakRssBytes();
     const cpuSeconds = await host.cpuSeconds();
@@ -150,6 +164,7 @@ async function compileGroup(
     nameGraphs(written, group, host.folder);
     const context = await host.readContext(join(host.folder, binary));
     checkNames(context, group);
+    for (const graph of context.graphs) checkGraphPorts(graph, sessions.get(graph.name)!, group[0]!.path);
     for (const name of [binary, ...group.map(contextName)]) renameSync(join(host.folder, name), join(work, name));
     return { context, peakRssBytes, cpuSeconds, log: host.log() };
   } catch (error) {
@@ -179,14 +194,18 @@ function sessionOptions(group: readonly ContextModel[], index: number, options: 
   };
 }
 
-async function openForCompile(
+/**
+ * Opens a model in the plugin, which compiles it.
+ * @throws QN010 with the refused nodes and reasons, QN011 when the compiler fails: both with the place of its log
+ */
+export async function openForCompile(
   host: NativeHost,
   model: ContextModel,
   session: SessionOptions,
-  options: CompileOptions,
-): Promise<void> {
+  options: FailureOptions,
+): Promise<NativeSession> {
   try {
-    await host.openSession(`./${model.name}.onnx`, session);
+    return await host.openSession(`./${model.name}.onnx`, session);
   } catch (error) {
     if (!(error instanceof NpucError) || error.code !== 'RT110') throw error;
     const log = await diagnose(host.toolchain, model, options);
@@ -204,7 +223,7 @@ async function openForCompile(
  * The verbose log of compiling a model that failed: only there the plugin gives its reasons. It comes from a process of
  * its own, which is ended as soon as they are written; always writing such logs would take hundreds of megabytes.
  */
-async function diagnose(toolchain: NativeToolchain, model: ContextModel, options: CompileOptions): Promise<string> {
+async function diagnose(toolchain: NativeToolchain, model: ContextModel, options: FailureOptions): Promise<string> {
   const workFolder = resolve(options.outputFolder);
   const host = await NativeHost.start(toolchain, { logSeverity: 0, workFolder, ...pickSignal(options) });
   try {
@@ -345,7 +364,7 @@ function checkModels(models: readonly ContextModel[]): void {
 }
 
 /** Puts a model and its data under fixed names into the child's folder, without copying where the disk allows. */
-function placeModel(model: ContextModel, folder: string): void {
+export function placeModel(model: ContextModel, folder: string): void {
   const source = dirname(resolve(model.path));
   const pairs: [string, string][] = [
     [resolve(model.path), join(folder, `${model.name}.onnx`)],

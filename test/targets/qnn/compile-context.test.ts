@@ -3,8 +3,9 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, 
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { NativeHost } from '../../../compiler/runtime/ort-native.ts';
+import { checkGraphPorts } from '../../../targets/qnn/check-ports.ts';
 import { compileContext } from '../../../targets/qnn/compile-context.ts';
 import { readContextBinary } from '../../../targets/qnn/read-context.ts';
 import { findSoc, listSocs } from '../../../targets/socs.ts';
@@ -51,7 +52,10 @@ describe.skipIf(!toolchain)('context binaries', () => {
   let folder: string;
   beforeAll(() => {
     folder = mkdtempSync(join(tmpdir(), 'npuc-test-'));
+    // The toolchain was found before; the logs of failed compiles go here.
+    vi.stubEnv('NPUC_CACHE', join(folder, 'cache'));
   });
+  afterAll(() => vi.unstubAllEnvs());
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
   const source = (name: string, model: TinyModel) => ({ name, path: writeModel(join(folder, `${name}.onnx`), model) });
@@ -117,6 +121,26 @@ describe.skipIf(!toolchain)('context binaries', () => {
     expect(Math.max(...a.map((value, i) => Math.abs(value - b[i]!)))).toBeLessThanOrEqual(1);
     expect(new Set(a).size).toBeGreaterThan(200);
     await host.close();
+  });
+
+  test('ports that are not those of the model are named, all of them', async () => {
+    const model = source('named', lpbqMatmul(4));
+    const result = await compileContext(toolchain!, [model], { soc, share: false, outputFolder: output('named') });
+    const [graph] = [...result.contexts.values()][0]!.graphs;
+    const { inputs, outputs } = graph!;
+    const check = (change: object) => () =>
+      checkGraphPorts({ ...graph!, ...change }, { inputs, outputs }, 'model.onnx');
+    expect(check({})).not.toThrow();
+    const changed = { inputs: [{ ...inputs[0]!, shape: [1, 5, 128] }], outputs: [{ ...outputs[0]!, name: 'z' }] };
+    expect(check(changed)).toThrow(
+      expect.objectContaining({
+        code: 'QN013',
+        message: expect.stringMatching(
+          /x is f32\[1,5,128\], the model has f32\[1,4,128\][\s\S]*z is not[\s\S]*y_dq is miss/,
+        ),
+      }),
+    );
+    expect(check({ inputs: [{ ...inputs[0]!, dtype: 'u16' }] })).toThrow(/u16/);
   });
 
   test('two graphs share one binary with the weights once', async () => {
@@ -203,6 +227,8 @@ describe.skipIf(!toolchain)('context binaries', () => {
       ),
     });
     expect((error as Error).message).toMatch(/the_erf \(Erf\)/);
+    const log = /\n {2}log: (.*)$/.exec((error as Error).message)![1]!;
+    expect(readFileSync(log, 'utf8')).toContain('Validation FAILED');
     expect((error as Error).message).not.toMatch(/good/);
     expect(readdirSync(output('refused'))).toEqual([]);
   });
@@ -227,7 +253,11 @@ describe.skipIf(!toolchain)('context binaries', () => {
     };
     await expect(
       compileContext(toolchain!, [source('prelu', prelu)], { soc, share: false, outputFolder: output('prelu') }),
-    ).rejects.toMatchObject({ code: 'QN011', message: expect.stringMatching(/the_prelu: could not create op/) });
+    ).rejects.toMatchObject({
+      code: 'QN011',
+      message: expect.stringMatching(/the_prelu: could not create op[\s\S]*\n {2}log: /),
+      hint: expect.stringMatching(/no implementation in this form.*\(QNN 1002/),
+    });
     expect(readdirSync(output('prelu'))).toEqual([]);
   });
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { NativeHost } from '../../../compiler/runtime/ort-native.ts';
 import { compileContext } from '../../../targets/qnn/compile-context.ts';
-import { renameGraphs, renameInModel } from '../../../targets/qnn/name-graphs.ts';
+import { renameGraphs } from '../../../targets/qnn/name-graphs.ts';
 import { readContextBinary } from '../../../targets/qnn/read-context.ts';
 import { findSoc } from '../../../targets/socs.ts';
 import { lpbqMatmul, noise, writeModel } from './tiny-onnx.ts';

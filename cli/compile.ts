@@ -52,13 +52,20 @@ export const compileCommand: Command = {
         textFlag('calibration text (default: one that comes with npuc); for ONNX a .npz or a folder of them'),
       )
       .option('calibration-windows', countFlag('calibration-windows', 'windows of calibration text (default 32)'))
-      .option('evaluate', textFlag('held-out text (default: one that comes with npuc)'))
+      .option('evaluate', textFlag('held-out text (default: one that comes with npuc), or none: artifacts only'))
       .option('eval-tokens', countFlag('eval-tokens', 'tokens of held-out text (default 2048)'))
       .option('prompt', textFlag('prompt of the samples in the report'))
       .option(
         'bind',
         listFlag('ONNX: name=number for a symbolic dimension, input=1x3x224x224 for a shape', { array: true }),
       )
+      .option(
+        'split',
+        textFlag('HTP binary in so many parts, or auto: as few as the SoC and --max-memory allow (default)'),
+      )
+      .option('split-embedding', { type: 'boolean', describe: 'the embedding as a part of its own' })
+      .option('split-head', { type: 'boolean', describe: 'the head as a part of its own' })
+      .option('max-memory', textFlag('most memory that the HTP compiler may take, such as 12GiB or 8GB'))
       .option('threads', countFlag('threads', 'threads; the bytes do not depend on it'))
       .option('allow-extrapolation', { type: 'boolean', describe: 'let the cache exceed max_position_embeddings' })
       .option('config', textFlag('configuration file (default: npuc.config.yaml, .json or .mjs here)'))
@@ -67,6 +74,7 @@ export const compileCommand: Command = {
       .option('force', { type: 'boolean', default: false, describe: 'replace an output folder that npuc did not make' })
       .example('$0 compile ./SmolLM2 --soc SM8750 --scheme w4a16 --tokens 128 --cache 1024 --out build/', '')
       .example('$0 compile ./SmolLM2 --tokens 128,32 --cache 512,1024,2048,4096 --target qnn', '')
+      .example('$0 compile ./Llama-3.2-1B --cache 1024,4096 --max-memory 12GiB --evaluate none', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
   run: async (args: CompileArguments) => {
     const file = await readConfig(args.config);
@@ -96,7 +104,11 @@ export const compileCommand: Command = {
     if (args.json) process.stdout.write(`${JSON.stringify(result, spellFigures)}\n`);
     else {
       const { renderTerminal } = await import('../evaluation/render-terminal.ts');
-      process.stdout.write(`${renderTerminal(result.report)}\n${options.out}/report.html\n`);
+      process.stdout.write(
+        result.report
+          ? `${renderTerminal(result.report)}\n${options.out}/report.html\n`
+          : `${options.out}/manifest.json: ${result.manifest.files.length} files, nothing was run\n`,
+      );
     }
     return 0;
   },
@@ -145,6 +157,12 @@ export function compileOptions(
     },
     threads: config.threads,
     io: config.io,
+    split: {
+      split: config.split,
+      embedding: config.splitEmbedding,
+      head: config.splitHead,
+      ...(config.maxMemory === undefined ? {} : { maxMemory: config.maxMemory }),
+    },
     force: args.force,
     progress: createProgress(progressMode(args.quiet)),
   };

@@ -23,6 +23,22 @@ const number = <T extends z.ZodType>(schema: T) =>
 const count = number(z.number().int().positive());
 const text = z.string().min(1);
 
+const UNITS: Readonly<Record<string, number>> = {
+  '': 1,
+  K: 1e3,
+  M: 1e6,
+  G: 1e9,
+  KI: 2 ** 10,
+  MI: 2 ** 20,
+  GI: 2 ** 30,
+};
+
+/** Bytes of a size with a unit; what is none is left for the schema to refuse. */
+function readBytes(size: unknown): unknown {
+  const parts = typeof size === 'string' ? /^\s*(\d+(?:\.\d+)?)\s*([KMG]I?|)B?\s*$/i.exec(size) : null;
+  return parts ? Math.floor(Number(parts[1]) * UNITS[parts[2]!.toUpperCase()]!) : size;
+}
+
 const COUNT = 'a whole number above 0';
 const TEXT = 'a text that is not empty';
 
@@ -51,6 +67,15 @@ export const compileConfig = z.strictObject({
   bind: z.array(z.string()).default([]).describe('a list of name=number'),
   threads: count.default(2).describe(COUNT),
   allowExtrapolation: z.boolean().default(false).describe('true or false'),
+  split: number(z.union([z.literal('auto'), z.number().int().positive()]))
+    .default('auto')
+    .describe(`auto, or ${COUNT}`),
+  splitEmbedding: z.boolean().default(false).describe('true or false'),
+  splitHead: z.boolean().default(false).describe('true or false'),
+  maxMemory: z
+    .preprocess(readBytes, z.number().int().positive())
+    .optional()
+    .describe('a size such as 12GiB, 8GB or 500MB'),
   overrides: z
     .array(
       z.strictObject({

@@ -54,7 +54,7 @@ export const demoCommand: Command = {
     process.stdout.write(
       args.json
         ? `${JSON.stringify({ manifest, report }, spellFigures)}\n`
-        : `${renderTerminal(report)}\n${options.out}/report.html\n`,
+        : `${renderTerminal(report!)}\n${options.out}/report.html\n`,
     );
     return 0;
   },

@@ -1,4 +1,5 @@
 import type { Recipe } from '../calibration/recipe.ts';
+import { nameStages } from '../targets/qnn/plan-compile.ts';
 import type { DryRun } from './jobs/compile-decoder.ts';
 import type { ModelPlan } from './jobs/compile-onnx.ts';
 import type { TargetSizes } from './jobs/plan-sizes.ts';
@@ -17,7 +18,7 @@ export function formatBytes(bytes: number): string {
 }
 
 /** What `--dry-run` prints for a checkpoint. */
-export function renderPlan({ sizes, recipe }: DryRun): string {
+export function renderPlan({ sizes, recipe, parts = [] }: DryRun): string {
   const rows: [string, string][] = [
     ['parameters', sizes.parameters.toLocaleString('en-US')],
     ['scheme', describeRecipe(recipe) + (recipe.scheme === 'fp16' ? '' : `, ${recipe.cache}-bit cache`)],
@@ -32,6 +33,11 @@ export function renderPlan({ sizes, recipe }: DryRun): string {
       `about ${formatBytes(sizes.memory.process)}` +
         (sizes.memory.qnnCompiler ? `, and ${formatBytes(sizes.memory.qnnCompiler)} in the HTP compiler` : ''),
     ],
+    ...parts.map((part, index): [string, string] => [
+      `HTP part ${index + 1} of ${parts.length}`,
+      `${nameStages(part.stages)}: ${formatBytes(part.bytes)} of weights in ${part.graphs} graph${part.graphs === 1 ? '' : 's'}, ` +
+        `about ${formatBytes(part.peakBytes)} and ${part.cpuSeconds.toFixed(0)} CPU seconds to compile`,
+    ]),
   ];
   return layRows(rows);
 }

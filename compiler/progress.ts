@@ -8,6 +8,8 @@ export interface Progress {
   update(done: number, total: number, note?: string): void;
   /** Peak memory of a child process that the stage ran, bytes. */
   notePeak(bytes: number): void;
+  /** What one child process made, and what it needed beside what was foretold. */
+  notePart(part: PartTiming): void;
   /** A line of talk. */
   note(text: string): void;
   /** Ends the last stage. */
@@ -23,6 +25,21 @@ export interface StageTiming {
   peakRssBytes: number;
   /** Peak resident set of the largest child process of the stage, where it ran one. */
   childPeakRssBytes?: number;
+  /** Child processes of the stage whose cost was foretold. */
+  parts?: PartTiming[];
+}
+
+/** The cost of one child process of a stage. */
+export interface PartTiming {
+  readonly name: string;
+  readonly weights: number;
+  readonly graphs: number;
+  readonly seconds: number;
+  readonly peakRssBytes: number;
+  readonly predictedPeakRssBytes: number;
+  /** Of all threads. */
+  readonly cpuSeconds: number;
+  readonly predictedCpuSeconds: number;
 }
 
 export type ProgressMode = 'terminal' | 'lines' | 'quiet';
@@ -58,6 +75,14 @@ export function createProgress(mode: ProgressMode): Progress {
   };
   // Whatever ends the process, the shell's prompt begins on a line of its own.
   if (mode === 'terminal') process.once('exit', () => open && write('\n'));
+  const note = (text: string): void => {
+    if (mode === 'quiet') return;
+    write(mode === 'terminal' ? `\r\x1b[K${text}\n` : `${text}\n`);
+  };
+  const notePeak = (bytes: number): void => {
+    const stage = stages.at(-1);
+    if (stage && open) stage.childPeakRssBytes = Math.max(stage.childPeakRssBytes ?? 0, bytes);
+  };
   return {
     stages,
     stage(name) {
@@ -81,14 +106,25 @@ export function createProgress(mode: ProgressMode): Progress {
         `\r\x1b[K  ${stages.at(-1)!.name} [${'='.repeat(filled)}${' '.repeat(BAR - filled)}] ${done}/${total}${left}${note ? ` ${note}` : ''}`,
       );
     },
-    notePeak(bytes) {
+    notePeak,
+    notePart(part) {
+      notePeak(part.peakRssBytes);
       const stage = stages.at(-1);
-      if (stage && open) stage.childPeakRssBytes = Math.max(stage.childPeakRssBytes ?? 0, bytes);
+      if (stage && open) stage.parts = [...(stage.parts ?? []), part];
+      note(`  ${describePart(part)}`);
     },
-    note(text) {
-      if (mode === 'quiet') return;
-      write(mode === 'terminal' ? `\r\x1b[K${text}\n` : `${text}\n`);
-    },
+    note,
     finish: end,
   };
+}
+
+/** `layers.0 to layers.7, 2 graphs: 61.2 s, peak 1.21 GB (predicted 1.30), CPU 58 s (predicted 62)`. */
+function describePart(part: PartTiming): string {
+  const gigabytes = (bytes: number): string => (bytes / 1e9).toFixed(2);
+  const graphs = part.graphs === 1 ? '1 graph' : `${part.graphs} graphs`;
+  return (
+    `${part.name}, ${graphs}: ${part.seconds.toFixed(1)} s, ` +
+    `peak ${gigabytes(part.peakRssBytes)} GB (predicted ${gigabytes(part.predictedPeakRssBytes)}), ` +
+    `CPU ${part.cpuSeconds.toFixed(1)} s (predicted ${part.predictedCpuSeconds.toFixed(1)})`
+  );
 }

@@ -4,6 +4,7 @@ import type { Progress } from '../compiler/progress.ts';
 import type { DecoderProtocol, DecoderSession, EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
 import type { ShapeRequest } from './graph-requests.ts';
+import type { SplitRequest } from './qnn/plan-compile.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
 
@@ -23,11 +24,21 @@ export interface ManifestGraph {
   readonly name: string;
   readonly tokens: number;
   readonly cache: number;
-  /** File relative to the output folder. */
+  /** File relative to the output folder; that of the first part where the graph was cut. */
   readonly file: string;
   /** Signature or partition inside the file, where it holds several graphs. */
   readonly entry?: string;
   /** The QDQ model that it was compiled from, where the artifact itself cannot be executed here. */
+  readonly source?: string;
+  /** Where the graph was cut: what to run one after the other. */
+  readonly parts?: readonly ManifestPart[];
+}
+
+/** A part of a graph. Outputs that the next part has as inputs are handed on. */
+export interface ManifestPart {
+  /** The graph's name inside its binary. */
+  readonly graph: string;
+  readonly file: string;
   readonly source?: string;
 }
 
@@ -56,6 +67,8 @@ export interface EmitContext {
   readonly progress: Progress;
   readonly toolchain?: Toolchain;
   readonly signal?: AbortSignal;
+  /** How an artifact that is compiled in parts is cut; by default as few parts as the SoC allows. */
+  readonly split?: SplitRequest;
 }
 
 /** What a target can do with a decoder. Emission writes files; opening runs what was written. */

@@ -1,6 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { calibrationShape, collectDecoderStatistics, cutWindows } from '../../calibration/decoder-statistics.ts';
+import { planWeights } from '../../calibration/plan-weights.ts';
 import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
 import type { Recipe } from '../../calibration/recipe.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
@@ -21,9 +22,17 @@ import { describeEngine } from '../../compiler/runtime/onnxruntime.ts';
 import { type EvaluationOptions, evaluateTargets } from '../../evaluation/evaluate-targets.ts';
 import type { Report } from '../../evaluation/report.ts';
 import { writeReport } from '../../evaluation/write-report.ts';
+import { applyIoContract } from '../../passes/apply-io-contract.ts';
 import { checkShapes, largestCache, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { decoderTargets, formatOf } from '../../targets/index.ts';
 import { describeFile, type Manifest, type ManifestFile, writeManifest } from '../../targets/manifest.ts';
+import {
+  type CompilePart,
+  countGraphs,
+  measureStages,
+  planCompile,
+  type SplitRequest,
+} from '../../targets/qnn/plan-compile.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
 import { type Soc, socSupports } from '../../targets/socs.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
@@ -47,18 +56,26 @@ export interface CompileOptions {
   readonly evaluation: EvaluationOptions;
   readonly threads: number;
   readonly io: 'float' | 'quantized';
+  /** How the HTP binary is cut. */
+  readonly split: SplitRequest;
   readonly force: boolean;
   readonly progress: Progress;
 }
 
 export interface CompileResult {
   readonly manifest: Manifest;
-  readonly report: Report;
+  /** Absent where the evaluation text is `none`. */
+  readonly report?: Report;
 }
+
+/** In the place of a held-out text: nothing is run, and there is no report. */
+export const NO_EVALUATION = 'none';
 
 /** What a dry run prints: decisions and sizes, nothing written. */
 export interface DryRun {
   readonly sizes: SizePlan;
+  /** What the HTP compiler will be given, where that target is made. */
+  readonly parts?: readonly CompilePart[];
   readonly recipe: Recipe;
 }
 
@@ -79,10 +96,32 @@ export async function openDecoder(
 /** The plan of a compile without doing it. */
 export async function planDecoder(options: CompileOptions): Promise<DryRun> {
   const model = await openDecoder(options);
+  const parts = planParts(model, options);
   return {
-    sizes: planSizes(model.config, options.recipe, options.shapes, options.targets),
+    sizes: planSizes(
+      model.config,
+      options.recipe,
+      options.shapes,
+      options.targets,
+      parts,
+      options.evaluation.text !== NO_EVALUATION,
+    ),
+    ...(parts ? { parts } : {}),
     recipe: options.recipe,
   };
+}
+
+/** How the HTP binary will be cut: it depends on the forms of the weights, not on statistics. @throws QN015 */
+function planParts(model: DecoderModel, options: CompileOptions): readonly CompilePart[] | undefined {
+  if (!options.targets.includes('qnn')) return undefined;
+  const { recipe } = adaptRecipe(options.recipe, options.soc, 'qnn');
+  const { contract, format } = formatOf('qnn');
+  const module = buildDecoder(model.config, model.weights, 2, true);
+  applyIoContract(module, contract, { tokens: 1, cache: 2 });
+  const graph = module.graph();
+  const forms = recipe.scheme === 'fp16' ? new Map<string, never>() : planWeights(graph, recipe, format, []);
+  const counts = countGraphs(options.shapes, socSupports(options.soc, 'weight-sharing'));
+  return planCompile(measureStages(graph, forms, recipe), counts, options.split).parts;
 }
 
 /**
@@ -94,15 +133,17 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
   progress.stage('read checkpoint');
   const model = await openDecoder(options);
   const { checkpoint, config } = model;
+  planParts(model, options);
+  const evaluated = options.evaluation.text !== NO_EVALUATION;
   const output = openOutputFolder(options.out, options.force, [
     options.source,
     options.calibrationText,
-    options.evaluation.text,
+    ...(evaluated ? [options.evaluation.text] : []),
   ]);
   try {
     const digest = await checkpoint.digest({ progress: (done, total) => progress.update(done, total) });
     const calibration = readCalibration(options, model);
-    const evaluation = readEvaluation(options, model);
+    const evaluation = evaluated ? readEvaluation(options, model) : undefined;
     progress.stage('calibrate');
     const { statistics, cached } = await cachedStatistics(
       { checkpoint: digest, windows: calibration.windows, engine: await describeEngine(pickJavaScriptEngine()) },
@@ -122,40 +163,44 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       const decoder = await quantize(model, statistics, calibration.windows, options, name);
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
-      targets[name] = await target.emit(decoder, {
+      const emitted = await target.emit(decoder, {
         out: output.partial,
         soc: options.soc,
         shapes: options.shapes,
         threads: options.threads,
         io: options.io,
+        split: options.split,
         progress,
         ...(toolchain ? { toolchain } : {}),
       });
+      targets[name] = evaluated ? emitted : { ...emitted, execution: 'read-back-only' };
     }
     const tokenizer = writeTokenizer(checkpoint.tokenizerFiles, output.partial);
-    progress.stage('evaluate');
+    if (evaluated) progress.stage('evaluate');
     const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer]
       .sort()
       .map((path) => describeFile(output.partial, path));
-    const report = await evaluateTargets({
-      model,
-      decoders,
-      targets,
-      open: (name) =>
-        decoderTargets[name].open(output.partial, targets[name]!, {
-          soc: options.soc,
-          ...(toolchain ? { toolchain } : {}),
-        }),
-      bytes: shippedBytes(targets, files),
-      files,
-      shapes: options.shapes,
-      soc: options.soc.name,
-      folder: output.partial,
-      prefix: startTokens(model.checkpoint.tokenizer!),
-      text: evaluation,
-      options: options.evaluation,
-      progress,
-    });
+    const report =
+      evaluation &&
+      (await evaluateTargets({
+        model,
+        decoders,
+        targets,
+        open: (name) =>
+          decoderTargets[name].open(output.partial, targets[name]!, {
+            soc: options.soc,
+            ...(toolchain ? { toolchain } : {}),
+          }),
+        bytes: shippedBytes(targets, files),
+        files,
+        shapes: options.shapes,
+        soc: options.soc.name,
+        folder: output.partial,
+        prefix: startTokens(model.checkpoint.tokenizer!),
+        text: evaluation,
+        options: options.evaluation,
+        progress,
+      }));
     const manifest: Manifest = {
       format: 2,
       npuc: version(),
@@ -175,16 +220,16 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       files,
     };
     writeManifest(output.partial, manifest);
-    const full: Report = {
+    const full: Report | undefined = report && {
       ...report,
       command: reproduceCommand(options),
       versions: { npuc: version(), ...toolchain?.versions },
     };
-    writeReport(output.partial, full);
+    if (full) writeReport(output.partial, full);
     progress.finish();
     writeFileSync(join(output.partial, 'timings.json'), `${JSON.stringify(progress.stages, undefined, 1)}\n`);
     output.commit();
-    return { manifest, report: full };
+    return { manifest, ...(full ? { report: full } : {}) };
   } catch (error) {
     output.discard();
     throw error;

@@ -2,6 +2,7 @@ import { cacheBits, type NumberFormat, type Recipe } from '../../calibration/rec
 import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
 import { graphRequests, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { formatOf } from '../../targets/index.ts';
+import type { CompilePart } from '../../targets/qnn/plan-compile.ts';
 import type { TargetName } from '../../targets/target.ts';
 
 /** Bytes of one target's artifact and of its cache, from the configuration alone. */
@@ -26,30 +27,36 @@ export interface SizePlan {
 /** What this process holds beside the weights, and per weight: measured on SmolLM2-135M (docs/simulator.md). */
 const PROCESS_BASE = 0.35e9;
 const PROCESS_PER_WEIGHT = 20;
-/** The vendor's compiler: 0.2 GB + weights * (3.6 + 3.3 * (graphs - 1)) when graphs share (measured, facts of the toolchain). */
-const COMPILER_BASE = 0.2e9;
+/** Without an evaluation the float model is never whole in memory (calibration/stream-decoder.ts): measured on 1.2 billion weights. */
+const STREAMED_WEIGHTS = 2 ** 28;
+const STREAMED_PER_WEIGHT = 14;
 
-/** Sizes of a decoder under a recipe. */
+/**
+ * Sizes of a decoder under a recipe.
+ * @param parts what the HTP compiler will be given
+ * @param evaluated whether the float model will be run beside the artifacts
+ */
 export function planSizes(
   config: DecoderConfig,
   recipe: Recipe,
   shapes: ShapeRequest,
   targets: readonly TargetName[],
+  parts: readonly CompilePart[] = [],
+  evaluated = true,
 ): SizePlan {
   const graphs = graphRequests(shapes).map(({ name, tokens, cache }) => ({ name, tokens, cache }));
   const linears = layerShapes(config);
   const perLayer = linears.reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0) + 2 * config.hiddenSize;
   const tables = config.vocabSize * config.hiddenSize * (config.tiedEmbeddings ? 1 : 2);
   const parameters = config.layers * perLayer + config.hiddenSize + tables;
+  const streamed = Math.min(parameters, Math.max(STREAMED_WEIGHTS, config.vocabSize * config.hiddenSize));
   return {
     parameters,
     graphs,
     targets: Object.fromEntries(targets.map((name) => [name, sizesFor(config, recipe, shapes, formatOf(name).format)])),
     memory: {
-      process: PROCESS_BASE + parameters * PROCESS_PER_WEIGHT,
-      ...(targets.includes('qnn')
-        ? { qnnCompiler: COMPILER_BASE + parameters * (3.6 + 3.3 * (graphs.length - 1)) }
-        : {}),
+      process: PROCESS_BASE + (evaluated ? parameters * PROCESS_PER_WEIGHT : streamed * STREAMED_PER_WEIGHT),
+      ...(parts.length > 0 ? { qnnCompiler: Math.max(...parts.map(({ peakBytes }) => peakBytes)) } : {}),
     },
   };
 }

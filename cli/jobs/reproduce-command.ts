@@ -18,6 +18,11 @@ export function reproduceCommand(options: CompileOptions): string {
   const { tokens, caches } = options.shapes;
   flags.push(['kv', String(recipe.cache)], ['tokens', tokens.join(',')], ['cache', caches.join(',')]);
   flags.push(['target', options.targets.join(',')]);
+  const { split, embedding, head, maxMemory } = options.split;
+  if (split !== 'auto') flags.push(['split', String(split)]);
+  if (embedding) flags.push(['split-embedding', '']);
+  if (head) flags.push(['split-head', '']);
+  if (maxMemory !== undefined) flags.push(['max-memory', String(maxMemory)]);
   if (options.io !== 'float') flags.push(['io', options.io]);
   if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);
   if (options.calibrationText !== defaultText('calibration')) flags.push(['calibrate', options.calibrationText]);
@@ -30,8 +35,11 @@ export function reproduceCommand(options: CompileOptions): string {
   return `npuc compile ${quote(options.source)} ${flags.map(writeFlag).join(' ')}${comment}`;
 }
 
+/** Flags that take no value. */
+const SWITCHES: ReadonlySet<string> = new Set(['allow-extrapolation', 'split-embedding', 'split-head']);
+
 function writeFlag([name, value]: readonly [string, string]): string {
-  if (name === 'allow-extrapolation') return `--${name}`;
+  if (SWITCHES.has(name)) return `--${name}`;
   // A value that begins with a dash would be taken for a flag.
   return `--${name}${value.startsWith('-') ? '=' : ' '}${quote(value)}`;
 }

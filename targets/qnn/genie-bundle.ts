@@ -6,6 +6,7 @@ import type { DecoderProtocol } from '../../compiler/runtime/decoder-session.ts'
 import { loadTokenizer, type Tokenizer } from '../../compiler/runtime/tokenizer.ts';
 import { describeFile, type Manifest, type ManifestFile } from '../manifest.ts';
 import type { ManifestTarget } from '../target.ts';
+import { listParts } from './bundle-parts.ts';
 import { EXTENSION, makeExtension, makeGenieConfig, TOKENIZER } from './genie-config.ts';
 import { renderGenieReadme } from './genie-readme.ts';
 import { sourceOf } from './qnn-target.ts';
@@ -142,7 +143,7 @@ async function findBinaries(
   options: GenieBundleOptions,
 ): Promise<readonly string[]> {
   if (options.unshared && target.facts.shared) {
-    const sources = target.graphs.map((graph) => sourceOf(folder, graph));
+    const sources = listParts(target.graphs).map((part) => sourceOf(folder, part));
     const twins = await provideTwins(options.toolchain, sources, Number(target.facts.soc));
     return twins.map((path, index) => join(dirname(path), `${sources[index]!.name}_ctx_qnn.bin`));
   }

@@ -3,6 +3,7 @@ import type { Recipe } from '../../calibration/recipe.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import type { Graph, Value } from '../../compiler/ir/graph.ts';
 import { decoderStages } from '../../passes/split-decoder.ts';
+import type { ShapeRequest } from '../graph-requests.ts';
 import { HTP_CONTEXT_LIMIT_BYTES } from '../socs.ts';
 
 /** One stage of a decoder as the vendor's compiler sees it. */
@@ -36,6 +37,14 @@ export interface GraphCounts {
   readonly caches: number;
   /** All graphs of a part are compiled in one process, into one binary. */
   readonly share: boolean;
+}
+
+/** As few parts as the limits of the SoC allow. */
+export const AUTO_SPLIT: SplitRequest = { split: 'auto', embedding: false, head: false };
+
+/** The numbers of graphs of a request. */
+export function countGraphs({ tokens, caches }: ShapeRequest, share: boolean): GraphCounts {
+  return { tokens: new Set([...tokens, 1]).size, caches: new Set(caches).size, share };
 }
 
 export interface Prediction {

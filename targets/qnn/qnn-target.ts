@@ -5,7 +5,7 @@ import { NpucError } from '../../compiler/errors.ts';
 import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
 import type { RopeConfig } from '../../compiler/import/huggingface/config.ts';
 import type { Graph } from '../../compiler/ir/graph.ts';
-import { DecoderSession, type SessionGraph } from '../../compiler/runtime/decoder-session.ts';
+import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
 import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
 import { NativeHost } from '../../compiler/runtime/ort-native.ts';
@@ -16,13 +16,15 @@ import { requireFeature, socSupports } from '../socs.ts';
 import {
   type DecoderTarget,
   type EmitContext,
-  type ManifestGraph,
+  type ManifestPart,
   type ManifestPort,
   type ManifestTarget,
   portEncodings,
 } from '../target.ts';
-import { type ContextModel, compileContext } from './compile-context.ts';
-import { requireToolchain } from './toolchain.ts';
+import { type BundlePart, cutBundle, listParts, openGraphs, type PartGraph } from './bundle-parts.ts';
+import { type CompiledContext, type ContextFiles, type ContextModel, compileContext } from './compile-context.ts';
+import { AUTO_SPLIT, countGraphs, measureStages, nameStages, planCompile } from './plan-compile.ts';
+import { requireToolchain, type Toolchain } from './toolchain.ts';
 import { provideTwins } from './twins.ts';
 
 /** The weights of all QDQ models. */
@@ -63,87 +65,95 @@ export const qnnTarget: DecoderTarget = {
     mkdirSync(sources, { recursive: true });
     const requests = graphRequests(context.shapes);
     const modules = requests.map((request) => decoder.stamp(request));
+    const sharing = socSupports(soc, 'weight-sharing');
+    const plan = planCompile(
+      // The last request is the decode graph: it has every stage.
+      measureStages(modules.at(-1)!.graph(), decoder.plan.weights, decoder.recipe),
+      countGraphs(context.shapes, sharing),
+      context.split ?? AUTO_SPLIT,
+    );
+    const { parts, chains } = cutBundle(modules, requests, plan);
+    const graphs = parts.flatMap((part) => part.graphs);
     let ports: Record<string, ManifestPort> = {};
-    for (const module of modules) ports = { ...ports, ...quantizePorts(module.graph()) };
+    for (const { module } of graphs) ports = { ...ports, ...quantizePorts(module.graph()) };
     writeOnnxBundle(
-      modules.map((module, i) => ({ module, path: join(sources, `${requests[i]!.name}.onnx`) })),
+      graphs.map(({ name, module }) => ({ module, path: join(sources, `${name}.onnx`) })),
       DATA,
     );
-    const share = socSupports(soc, 'weight-sharing') && requests.length > 1;
-    const compiled = await compileContext(
-      toolchain,
-      requests.map(({ name }) => ({ name, path: join(sources, `${name}.onnx`), externalData: [DATA] })),
-      {
-        soc,
-        share,
-        outputFolder: folder,
-        threads: context.threads,
-        ...(context.signal ? { signal: context.signal } : {}),
-      },
-    );
-    context.progress.notePeak(compiled.peakRssBytes);
-    checkReadBack(compiled.contexts.values(), ports);
-    const files = compiled.files;
+    const binaries = new Map<string, ContextFiles>();
+    for (const part of parts) {
+      const compiled = await compilePart(toolchain, part, folder, context);
+      checkReadBack(compiled.contexts.values(), ports);
+      checkGraphPorts(compiled, part.graphs);
+      for (const file of compiled.files) binaries.set(file.name, file);
+    }
+    const share = sharing && parts.some((part) => part.graphs.length > 1);
+    const describe = (name: string): ManifestPart => ({
+      graph: binaries.get(name)!.graph,
+      file: `qnn/${basename(binaries.get(name)!.onnx)}`,
+      source: `qnn/qdq/${name}.onnx`,
+    });
     return {
       contract: decoder.contract.name,
       protocol: makeProtocol(decoder.config, decoder.contract, largestCache(context.shapes)),
       ports,
-      graphs: requests.map((request, i) => ({
-        name: request.name,
-        tokens: request.tokens,
-        cache: request.cache,
-        file: `qnn/${basename(files[i]!.onnx)}`,
-        source: `qnn/qdq/${request.name}.onnx`,
-      })),
+      graphs: requests.map(({ name, tokens, cache }, i) => {
+        const chain = chains[i]!.map(describe);
+        const [first] = chain;
+        const whole = { file: first!.file, ...(chain.length === 1 ? { source: first!.source! } : { parts: chain }) };
+        return { name, tokens, cache, ...whole };
+      }),
       execution: share ? 'executed-as-twin' : 'executed',
       facts: {
         soc: soc.number,
         arch: `v${soc.arch}`,
         shared: share,
         graphs: requests.length,
+        ...(parts.length > 1 ? { parts: parts.length } : {}),
         ...ropeFacts(decoder.config.rope),
       },
       files: [
-        ...new Set(files.flatMap((file) => [`qnn/${basename(file.onnx)}`, `qnn/${basename(file.binary)}`])),
-        ...requests.map(({ name }) => `qnn/qdq/${name}.onnx`),
+        ...new Set(
+          [...binaries.values()].flatMap(({ onnx, binary }) => [onnx, binary].map((path) => `qnn/${basename(path)}`)),
+        ),
+        ...graphs.map(({ name }) => `qnn/qdq/${name}.onnx`),
         `qnn/qdq/${DATA}`,
       ],
     };
   },
   async open(folder, target, options): Promise<DecoderSession> {
     const toolchain = options.toolchain ?? requireToolchain('qnn');
-    const sources = target.graphs.map((graph) => sourceOf(folder, graph));
+    const parts = listParts(target.graphs);
+    const sources = parts.map((part) => sourceOf(folder, part));
     const direct = statSync(join(folder, 'qnn', 'qdq', DATA)).size < DIRECT_BYTES;
     const paths = direct
       ? sources.map((source) => source.path)
       : target.facts.shared
         ? await provideTwins(toolchain, sources, Number(target.facts.soc))
-        : target.graphs.map((graph) => join(folder, graph.file));
+        : parts.map(({ file }) => join(folder, file));
+    const pathOf = new Map(parts.map(({ file }, index) => [file, paths[index]!]));
     const sessions = new Set<Runner>();
-    const graphs: SessionGraph[] = [];
     const host = await NativeHost.start(toolchain);
     try {
-      for (const [index, graph] of target.graphs.entries()) {
+      const graphs = await openGraphs(target.graphs, async ({ file }) => {
         // A compiled context knows its SoC; asking for one again can refuse it (facts qnn-htp, pitfall 5).
-        const session = await host.openSession(paths[index]!, {
+        const session = await host.openSession(pathOf.get(file)!, {
           provider: 'qnn',
           ...(direct ? { soc: Number(target.facts.soc) } : {}),
         });
         sessions.add(session);
-        graphs.push({ tokens: graph.tokens, cache: graph.cache, runner: closeHostWith(session, sessions, host) });
-      }
+        return closeHostWith(session, sessions, host);
+      });
+      return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
     } catch (error) {
       await host.close();
       throw error;
     }
-    return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
   },
   async openReference(folder, target): Promise<DecoderSession> {
-    const graphs: SessionGraph[] = [];
-    for (const { tokens, cache, source } of target.graphs) {
-      const runner = await openWithJavaScript(join(folder, source!), pickJavaScriptEngine());
-      graphs.push({ tokens, cache, runner });
-    }
+    const graphs = await openGraphs(target.graphs, (part) =>
+      openWithJavaScript(sourceOf(folder, part).path, pickJavaScriptEngine()),
+    );
     return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
   },
 };
@@ -160,11 +170,43 @@ function ropeFacts(rope: RopeConfig): Record<string, string | number> {
   };
 }
 
-/** What a graph was compiled from. @throws TG110 */
-export function sourceOf(folder: string, graph: ManifestGraph): ContextModel {
-  if (!graph.source)
-    throw new NpucError('TG110', { message: `the manifest names no source of ${graph.name}`, where: folder });
-  return { name: graph.name, path: join(folder, graph.source), externalData: [DATA] };
+/** Compiles one part in a process of its own, and keeps what that needed beside what was foretold. */
+async function compilePart(
+  toolchain: Toolchain,
+  { plan, graphs }: BundlePart,
+  folder: string,
+  { soc, threads, signal, split, progress }: EmitContext,
+): Promise<CompiledContext> {
+  const compiled = await compileContext(
+    toolchain,
+    graphs.map(({ name }) => ({ name, path: join(folder, 'qdq', `${name}.onnx`), externalData: [DATA] })),
+    {
+      soc,
+      share: socSupports(soc, 'weight-sharing') && graphs.length > 1,
+      outputFolder: folder,
+      threads,
+      ...(signal ? { signal } : {}),
+      ...(split?.maxMemory === undefined ? {} : { memoryLimit: split.maxMemory }),
+    },
+  );
+  progress.notePart({
+    name: nameStages(plan.stages),
+    weights: plan.weights,
+    graphs: graphs.length,
+    seconds: compiled.seconds,
+    peakRssBytes: compiled.peakRssBytes,
+    predictedPeakRssBytes: plan.peakBytes,
+    cpuSeconds: compiled.cpuSeconds,
+    predictedCpuSeconds: plan.cpuSeconds,
+  });
+  return compiled;
+}
+
+/** What a part of a graph was compiled from. @throws TG110 */
+export function sourceOf(folder: string, part: ManifestPart): ContextModel {
+  if (!part.source)
+    throw new NpucError('TG110', { message: `the manifest names no source of ${part.graph}`, where: folder });
+  return { name: basename(part.source, '.onnx'), path: join(folder, part.source), externalData: [DATA] };
 }
 
 /** The last session to close takes the host with it. */
@@ -212,6 +254,24 @@ export function checkReadBack(
           });
         }
       }
+    }
+  }
+}
+
+/** Every graph of a binary must have the inputs and outputs of the model that it was made from. @throws QN013 */
+export function checkGraphPorts(compiled: CompiledContext, graphs: readonly PartGraph[]): void {
+  const found = new Map([...compiled.contexts.values()].flatMap((context) => context.graphs).map((g) => [g.name, g]));
+  for (const { name, module } of graphs) {
+    const graph = found.get(compiled.files.find((file) => file.name === name)!.graph);
+    for (const side of ['inputs', 'outputs'] as const) {
+      const wanted = module.graph()[side].map((port) => port.name);
+      const made = graph?.[side].map((port) => port.name) ?? [];
+      if ([...wanted].sort().join() === [...made].sort().join()) continue;
+      throw new NpucError('QN013', {
+        message: `${name} has the ${side} ${made.join(', ')}; ${wanted.join(', ')} were asked for`,
+        where: name,
+        exitCode: 70,
+      });
     }
   }
 }

@@ -68,6 +68,7 @@ export const ERROR_TITLES = {
   QN012: 'compiled for another SoC',
   QN013: 'binary differs from what was asked for',
   QN014: 'context binary cannot be read',
+  QN015: 'artifact is newer than the toolchain',
   QN015: 'model cannot be cut as asked',
   QN020: 'model cannot be bundled for Genie',
   QN021: 'Genie bundle contradicts itself',

@@ -1,19 +1,23 @@
-import { buildDecoder } from '../compiler/import/decoder-model.ts';
+import { buildDecoder, type DecoderModel, lookUpRows } from '../compiler/import/decoder-model.ts';
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Module } from '../compiler/ir/graph.ts';
+import type { Tensor } from '../compiler/ir/tensor.ts';
 import { createKernelPool, type KernelPool } from '../compiler/kernels/index.ts';
 import type { Kernels } from '../compiler/kernels/kernels.ts';
 import { runPasses } from '../compiler/pass.ts';
 import { applyIoContract } from '../passes/apply-io-contract.ts';
 import type { IoContract } from '../passes/io-contract.ts';
 import { storeWeightsF16 } from '../passes/store-weights-f16.ts';
+import { compensateDecoder } from './compensate-decoder.ts';
 import { addHistograms, type CollectOptions, translateStatistics } from './decoder-statistics.ts';
 import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import type { NumberFormat, Recipe } from './recipe.ts';
+import { cachedRounding } from './rounding-cache.ts';
 import type { Statistics, ValueStatistics } from './statistics.ts';
+import type { StatisticsKey } from './statistics-cache.ts';
 import { encodeWeights } from './weights.ts';
 
 /** Shapes and logits of one graph to stamp out. */
@@ -55,6 +59,11 @@ export interface QuantizeInputs {
   readonly threads?: number;
   readonly onWeight?: (done: number, total: number) => void;
   readonly calibration?: CollectOptions;
+  /** Embedding rows of token ids, f32 [ids.length, hidden]; by default looked up in the weights. */
+  readonly embed?: DecoderModel['embed'];
+  /** What the statistics depend on: chosen integers are then kept in the cache folder. */
+  readonly cacheKey?: StatisticsKey;
+  readonly onLayer?: (done: number, total: number) => void;
 }
 
 /** Weights below which threads cost more to start than they save. */
@@ -97,6 +106,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   const weightEncodings = await encodeWeights(model.graph(), plan, statistics, kernels, inputs.onWeight, pool).finally(
     () => pool?.close(),
   );
+  const rounded = await roundWeights(inputs, migration, weightEncodings);
   return {
     config,
     contract,
@@ -110,6 +120,10 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
       const module = lower(request);
       if (recipe.scheme === 'fp16') runPasses(module, [storeWeightsF16(EMBEDDINGS)], { inferShapes: false });
       else applyPlan(module.graph(), OPSET, plan, weightEncodings);
+      for (const [name, integers] of rounded) {
+        const weight = module.graph().find(name);
+        if (weight) weight.payload = integers;
+      }
       return module;
     },
   };
@@ -118,4 +132,28 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
 function openPool({ weights, threads = 1 }: QuantizeInputs): KernelPool | undefined {
   const total = [...weights.values()].reduce((sum, tensor) => sum + tensor.size, 0);
   return threads > 1 && total >= POOLED_WEIGHTS ? createKernelPool(threads) : undefined;
+}
+
+/** Integers of the 4-bit weights where the recipe wants others than the nearest. */
+async function roundWeights(
+  inputs: QuantizeInputs,
+  migration: Migration,
+  weightEncodings: ReadonlyMap<string, Encoding>,
+): Promise<ReadonlyMap<string, Tensor>> {
+  const { config, windows, kernels, cacheKey, calibration, onLayer } = inputs;
+  const encodings = new Map([...weightEncodings].filter(([, { dtype }]) => dtype === 'i4'));
+  if (inputs.recipe.rounding === 'nearest' || encodings.size === 0) return new Map();
+  const compute = (): Promise<Map<string, Tensor>> =>
+    compensateDecoder({
+      config,
+      weights: migration.weights,
+      encodings,
+      embed: inputs.embed ?? lookUpRows(inputs.weights.get('model.embed_tokens.weight')!),
+      windows,
+      kernels,
+      ...(calibration?.open ? { open: calibration.open } : {}),
+      ...(onLayer ? { onLayer } : {}),
+    });
+  if (!cacheKey) return compute();
+  return cachedRounding({ ...cacheKey, encodings, exponents: migration.exponents }, compute);
 }

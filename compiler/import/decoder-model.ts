@@ -36,7 +36,7 @@ export function requireTokenizer(checkpoint: Checkpoint): Tokenizer {
 }
 
 /** Reads rows of a table in a file one by one; a table that is computed is computed once, when the first row is asked for. */
-function lookUpRows(table: Tensor): (ids: readonly number[]) => Float32Array {
+export function lookUpRows(table: Tensor): (ids: readonly number[]) => Float32Array {
   const width = table.shape[1]!;
   const bytes = byteLengthOf(table.dtype, width);
   let all: Float32Array | undefined;

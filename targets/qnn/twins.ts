@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, statSync, utimesSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync, utimesSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { cacheFolder } from '../../compiler/cache.ts';
+import { cacheFolder, PARTIAL, pruneCache } from '../../compiler/cache.ts';
 import { describeFile } from '../manifest.ts';
 import { type Soc, socOfNumber } from '../socs.ts';
 import { type ContextModel, compileContext } from './compile-context.ts';
@@ -13,9 +13,6 @@ const FORMAT = 2;
 
 /** Twins that were not used for longest go when the folder grows beyond this. */
 const CACHE_BYTES = 2 * 2 ** 30;
-
-const PARTIAL = 'partial-';
-const DAY_MS = 24 * 3600 * 1000;
 
 /** Compiles at a time; each takes one thread and about 1 GB on a model of 135 M weights. */
 const PARALLEL = 2;
@@ -77,38 +74,4 @@ function digestOf(toolchain: Toolchain, source: ContextModel, soc: Soc): string 
   return createHash('sha256')
     .update(JSON.stringify([FORMAT, toolchain.versions, soc.number, source.name, digests]))
     .digest('hex');
-}
-
-/**
- * Removes the entries of a cache folder that were used least recently until it is within the limit, and what runs that died
- * more than a day ago have left. `keep` stays, and so does a younger unfinished entry: another process may be making it. A
- * running simulator keeps a removed twin's bytes, because its file is open.
- */
-export function pruneCache(folder: string, limitBytes: number, keep: string): void {
-  const entries: { path: string; bytes: number; used: number }[] = [];
-  for (const name of readdirSync(folder)) {
-    const path = join(folder, name);
-    try {
-      const used = statSync(path).mtimeMs;
-      if (name.startsWith(PARTIAL)) {
-        if (Date.now() - used > DAY_MS) rmSync(path, { recursive: true, force: true });
-        continue;
-      }
-      entries.push({
-        path,
-        used,
-        bytes: readdirSync(path).reduce((sum, file) => sum + statSync(join(path, file)).size, 0),
-      });
-    } catch {
-      // Removed by another process meanwhile.
-    }
-  }
-  entries.sort((a, b) => a.used - b.used);
-  let total = entries.reduce((sum, entry) => sum + entry.bytes, 0);
-  for (const entry of entries) {
-    if (total <= limitBytes) return;
-    if (entry.path === keep) continue;
-    rmSync(entry.path, { recursive: true, force: true });
-    total -= entry.bytes;
-  }
 }

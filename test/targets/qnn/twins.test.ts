@@ -11,8 +11,9 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { pruneCache } from '../../../compiler/cache.ts';
 import { NativeHost } from '../../../compiler/runtime/ort-native.ts';
-import { provideTwins, pruneCache } from '../../../targets/qnn/twins.ts';
+import { provideTwins } from '../../../targets/qnn/twins.ts';
 import { findSoc } from '../../../targets/socs.ts';
 import { lpbqMatmul, noise, writeModel } from './tiny-onnx.ts';
 import { toolchain } from './toolchain-or-skip.ts';

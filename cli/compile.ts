@@ -45,6 +45,10 @@ export const compileCommand: Command = {
         'block',
         numberFlag('block', 'LPBQ block of 4-bit weights: 16, 32, 64; 0 is per channel (default 64)', {}),
       )
+      .option(
+        'rounding',
+        textFlag('4-bit weights: nearest, or gptq, which takes longer and is closer to float (default gptq)'),
+      )
       .option('range', textFlag('activation ranges: min-max, percentile, histogram-mse'))
       .option('io', textFlag('TFLite ports: float or quantized (default float)'))
       .option(
@@ -143,6 +147,7 @@ export function compileOptions(
       overrides: config.overrides,
       ...(config.block === undefined ? {} : { block: config.block }),
       ...(config.range === undefined ? {} : { range: config.range }),
+      ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
     }),
     shapes: { tokens: config.tokens, caches: [...new Set(config.cache)].sort((a, b) => a - b) },
     allowExtrapolation: config.allowExtrapolation,

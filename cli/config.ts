@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parse } from 'yaml';
 import { z } from 'zod';
+import { ROUNDINGS } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { nearestWord } from '../compiler/nearest.ts';
 
@@ -58,6 +59,7 @@ export const compileConfig = z.strictObject({
     .describe('8 or 16'),
   block: number(z.number().int().nonnegative()).optional().describe('0, 16, 32 or 64'),
   range: z.enum(['min-max', 'percentile', 'histogram-mse']).optional().describe('min-max, percentile or histogram-mse'),
+  rounding: z.enum(ROUNDINGS).optional().describe('nearest or gptq'),
   io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
   calibrate: text.optional().describe(TEXT),
   calibrationWindows: count.default(32).describe(COUNT),

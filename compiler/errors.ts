@@ -70,7 +70,7 @@ export const ERROR_TITLES = {
   QN014: 'context binary cannot be read',
   QN015: 'artifact is newer than the toolchain',
   QN016: 'toolchain fails its self-test',
-  QN015: 'model cannot be cut as asked',
+  QN017: 'model cannot be cut as asked',
   QN020: 'model cannot be bundled for Genie',
   QN021: 'Genie bundle contradicts itself',
   QN022: 'Genie refuses the bundle',

@@ -5,7 +5,7 @@ import { planWeights } from '../../calibration/plan-weights.ts';
 import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
 import type { Recipe } from '../../calibration/recipe.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
-import { cachedStatistics } from '../../calibration/statistics-cache.ts';
+import { cachedStatistics, type StatisticsKey } from '../../calibration/statistics-cache.ts';
 import { defaultText, readChatTokens, readTokens, startTokens, type TokenText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
@@ -111,7 +111,7 @@ export async function planDecoder(options: CompileOptions): Promise<DryRun> {
   };
 }
 
-/** How the HTP binary will be cut: it depends on the forms of the weights, not on statistics. @throws QN015 */
+/** How the HTP binary will be cut: it depends on the forms of the weights, not on statistics. @throws QN017 */
 function planParts(model: DecoderModel, options: CompileOptions): readonly CompilePart[] | undefined {
   if (!options.targets.includes('qnn')) return undefined;
   const { recipe } = adaptRecipe(options.recipe, options.soc, 'qnn');
@@ -145,12 +145,15 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     const calibration = readCalibration(options, model);
     const evaluation = evaluated ? readEvaluation(options, model) : undefined;
     progress.stage('calibrate');
-    const { statistics, cached } = await cachedStatistics(
-      { checkpoint: digest, windows: calibration.windows, engine: await describeEngine(pickJavaScriptEngine()) },
-      () =>
-        collectDecoderStatistics(config, model.weights, calibration.windows, {
-          onProgress: (done, total) => progress.update(done, total),
-        }),
+    const calibrated = {
+      checkpoint: digest,
+      windows: calibration.windows,
+      engine: await describeEngine(pickJavaScriptEngine()),
+    };
+    const { statistics, cached } = await cachedStatistics(calibrated, () =>
+      collectDecoderStatistics(config, model.weights, calibration.windows, {
+        onProgress: (done, total) => progress.update(done, total),
+      }),
     );
     if (cached) progress.note('  statistics of this checkpoint and text are known already');
     // Artifacts that the toolchain has no part in do not depend on whether it is installed.
@@ -160,7 +163,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     for (const name of options.targets) {
       const target = decoderTargets[name];
       progress.stage(`quantize for ${name}`);
-      const decoder = await quantize(model, statistics, calibration.windows, options, name);
+      const decoder = await quantize(model, statistics, calibrated, options, name);
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
       const emitted = await target.emit(decoder, {
@@ -292,7 +295,7 @@ function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderMo
 async function quantize(
   model: DecoderModel,
   statistics: ReadonlyMap<string, ValueStatistics>,
-  windows: Calibration['windows'],
+  calibrated: StatisticsKey,
   options: CompileOptions,
   name: TargetName,
 ): Promise<QuantizedDecoder> {
@@ -301,13 +304,16 @@ async function quantize(
   const decoder = await quantizeDecoder({
     config: model.config,
     weights: model.weights,
+    embed: model.embed,
     statistics,
-    windows,
+    windows: calibrated.windows,
+    cacheKey: calibrated,
     recipe,
     ...formatOf(name),
     kernels: wasmKernels,
     threads: options.threads,
     onWeight: (done, total) => progress.update(done, total),
+    onLayer: (done, total) => progress.update(done, total, 'round'),
   });
   return { ...decoder, plan: { ...decoder.plan, remarks: [...remarks, ...decoder.plan.remarks] } };
 }

@@ -135,7 +135,7 @@ function writtenBytes(value: Value, form: WeightPlan['form'] | undefined, recipe
 /**
  * Chooses where to cut: with `auto` as few parts as keep every one within the context limit and the budget, else the number
  * asked for; the largest predicted peak is as small as the number allows. Deterministic.
- * @throws QN015 when nothing fits, naming what would
+ * @throws QN017 when nothing fits, naming what would
  */
 export function planCompile(stages: readonly StageLoad[], counts: GraphCounts, request: SplitRequest): CompilePlan {
   const forced = forcedCuts(stages, request);
@@ -213,7 +213,7 @@ function describePart(stages: readonly StageLoad[], { tokens, caches, share }: G
 }
 
 function refuseCount(split: number, least: number, stages: readonly StageLoad[]): NpucError {
-  return new NpucError('QN015', {
+  return new NpucError('QN017', {
     message: `--split ${split} is not possible: this decoder can be cut into ${least} to ${stages.length} parts`,
     hint: 'it is cut between embedding, layers and head; --split auto chooses',
   });
@@ -229,7 +229,7 @@ function refusePlan(
   const tooLarge = plan.parts.find((part) => !fitsContext(part));
   if (tooLarge) {
     const whole = stages.length === plan.parts.length;
-    return new NpucError('QN015', {
+    return new NpucError('QN017', {
       message: `${nameStages(tooLarge.stages)} has ${gibibytes(tooLarge.bytes)} of weights, a context of the HTP addresses ${gibibytes(HTP_CONTEXT_LIMIT_BYTES)} with all that belongs to it`,
       hint: whole ? 'use fewer bits' : 'use a larger --split, or --split auto',
     });
@@ -241,7 +241,7 @@ function refusePlan(
     split === 'auto' || least > maxMemory
       ? `--max-memory ${Math.ceil(least / 2 ** 20)}MiB is the least that works${largest.graphs > 1 ? '; fewer --tokens and --cache sizes need less' : ''}`
       : `--split ${planCompile(stages, counts, { ...request, split: 'auto' }).parts.length} is enough`;
-  return new NpucError('QN015', {
+  return new NpucError('QN017', {
     message: `compiling ${nameStages(largest.stages)} in ${largest.graphs} graph${largest.graphs === 1 ? '' : 's'} needs about ${gibibytes(largest.peakBytes)}, --max-memory allows ${gibibytes(maxMemory)}`,
     hint: enough,
   });

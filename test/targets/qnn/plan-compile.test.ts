@@ -67,7 +67,7 @@ describe('auto', () => {
     for (const part of plan.parts) expect(part.peakBytes).toBeLessThanOrEqual(budget);
     const fewer = plan.parts.length - 1;
     expect(() => planCompile(large, eight, { ...auto, split: fewer, maxMemory: budget })).toThrow(
-      expect.objectContaining({ code: 'QN015', hint: `--split ${plan.parts.length} is enough` }),
+      expect.objectContaining({ code: 'QN017', hint: `--split ${plan.parts.length} is enough` }),
     );
     // The table apart: it is compiled for two sizes of tokens, not for eight graphs.
     expect(plan.parts[0]).toMatchObject({ stages: ['embedding', 'embedding'], graphs: 2 });
@@ -88,7 +88,7 @@ describe('auto', () => {
       ['layers.0', 'layers.1'],
       ['layers.2', 'layers.3'],
     ]);
-    const refusal = expect.objectContaining({ code: 'QN015', message: expect.stringContaining('addresses 4.00 GiB') });
+    const refusal = expect.objectContaining({ code: 'QN017', message: expect.stringContaining('addresses 4.00 GiB') });
     expect(() => planCompile(wide, eight, { ...auto, split: 1 })).toThrow(refusal);
     expect(() => planCompile([layer(0, 9e9)], eight, auto)).toThrow(refusal);
   });
@@ -121,17 +121,17 @@ describe('a number of parts', () => {
       }
     };
     expect(refuse({ ...auto, split: 19 })).toMatchObject({
-      code: 'QN015',
+      code: 'QN017',
       message: expect.stringContaining('1 to 18'),
     });
     expect(refuse({ split: 2, embedding: true, head: true })).toMatchObject({
       message: expect.stringContaining('3 to 18'),
     });
     const least = refuse({ ...auto, maxMemory: 1e9 }) as { message: string; hint: string };
-    expect(least).toMatchObject({ code: 'QN015', message: expect.stringContaining('--max-memory allows 0.93 GiB') });
+    expect(least).toMatchObject({ code: 'QN017', message: expect.stringContaining('--max-memory allows 0.93 GiB') });
     const enough = Number(/--max-memory (\d+)MiB is the least/.exec(least.hint)![1]) * 2 ** 20;
     expect(planCompile(large, eight, { ...auto, maxMemory: enough }).parts.length).toBeGreaterThan(1);
-    expect(refuse({ ...auto, maxMemory: enough - 2 ** 20 })).toMatchObject({ code: 'QN015' });
+    expect(refuse({ ...auto, maxMemory: enough - 2 ** 20 })).toMatchObject({ code: 'QN017' });
   });
 });
 

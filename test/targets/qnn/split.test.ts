@@ -111,10 +111,10 @@ describe.skipIf(!toolchain)('the demo model in parts', { timeout: 300_000 }, () 
 
 describe.skipIf(!toolchain)('a cut that cannot be', () => {
   test.each<[string[], RegExp]>([
-    [['--split', '7'], /QN015 --split 7 is not possible: this decoder can be cut into 1 to 6 parts/],
+    [['--split', '7'], /QN017 --split 7 is not possible: this decoder can be cut into 1 to 6 parts/],
     [
       ['--max-memory', '100MB'],
-      /QN015 compiling .* --max-memory allows 0.09 GiB[\s\S]*--max-memory \d+MiB is the least/,
+      /QN017 compiling .* --max-memory allows 0.09 GiB[\s\S]*--max-memory \d+MiB is the least/,
     ],
     [['--max-memory', 'lots'], /CL002 --max-memory takes a size such as 12GiB, 8GB or 500MB/],
     [['--split', 'some'], /CL002 --split takes auto, or a whole number above 0/],

@@ -1,7 +1,7 @@
 import { freemem, totalmem } from 'node:os';
 import type { Argv } from 'yargs';
 import { NpucError } from '../compiler/errors.ts';
-import { toolchainStatus } from '../targets/qnn/toolchain.ts';
+import { requireToolchain, type ToolchainStatus, toolchainStatus } from '../targets/qnn/toolchain.ts';
 import type { Command } from './commands.ts';
 import { formatBytes } from './render-plan.ts';
 
@@ -50,18 +50,31 @@ async function examine(): Promise<Finding[]> {
         : 'float models and QDQ run',
   });
   findings.push(await tryLitert());
-  for (const toolchain of toolchainStatus()) {
-    findings.push({
-      name: `toolchain ${toolchain.name}`,
-      ok: toolchain.state === 'installed',
-      state: `${toolchain.state} ${toolchain.version}`,
-      note:
-        toolchain.state === 'installed'
-          ? 'HTP binaries are compiled and simulated'
-          : (toolchain.reason ?? `npuc toolchain install ${toolchain.name} --accept-licence`),
-    });
+  for (const status of toolchainStatus()) {
+    // A version that nobody asked for is no finding.
+    if (status.chosen || status.state === 'installed' || status.state === 'damaged')
+      findings.push(await tryToolchain(status));
   }
   return findings;
+}
+
+/** The chosen toolchain compiles and simulates one MatMul: that it is there does not say that it works. */
+async function tryToolchain(status: ToolchainStatus): Promise<Finding> {
+  const { name, version, chosen, state, reason } = status;
+  const finding = { name: `toolchain ${name}`, ok: state === 'installed', state: `${state} ${version}` };
+  if (state !== 'installed') {
+    return { ...finding, note: reason ?? `npuc toolchain install ${name} --accept-licence` };
+  }
+  if (!chosen) return { ...finding, note: `npuc toolchain use ${name} --version ${version} chooses it` };
+  try {
+    const { testToolchain } = await import('../targets/qnn/self-test.ts');
+    const { decibels, seconds } = await testToolchain(requireToolchain(name, version));
+    const figures = `a MatMul compiled and simulated in ${seconds.toFixed(1)} s, ${decibels.toFixed(1)} dB`;
+    return { ...finding, note: `HTP binaries are compiled and simulated: ${figures}` };
+  } catch (error) {
+    if (!(error instanceof NpucError)) throw error;
+    return { ...finding, ok: false, note: `${error.code} ${error.message}` };
+  }
 }
 
 async function tryLitert(): Promise<Finding> {

@@ -1,21 +1,23 @@
-import { rmSync } from 'node:fs';
 import type { Argv } from 'yargs';
-import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
 import {
+  chosenVersion,
   fetchLicence,
   installToolchain,
-  type ToolchainName,
+  removeToolchain,
+  selectToolchain,
   toolchainRoot,
   toolchainStatus,
+  useToolchain,
 } from '../targets/qnn/toolchain.ts';
 import type { Command } from './commands.ts';
 import { textFlag } from './flags.ts';
 import { formatBytes } from './render-plan.ts';
 
 interface ToolchainArguments {
-  readonly action: 'install' | 'list' | 'licence' | 'remove';
+  readonly action: 'install' | 'list' | 'use' | 'licence' | 'remove';
   readonly name: string;
+  readonly version?: string;
   readonly acceptLicence: boolean;
   readonly wheels?: string;
   readonly json: boolean;
@@ -25,22 +27,31 @@ interface ToolchainArguments {
 /** `npuc toolchain`: the vendor's libraries, downloaded by the user and never bundled. */
 export const toolchainCommand: Command = {
   command: 'toolchain <action> [name]',
-  describe: "install, list or remove a vendor's toolchain",
+  describe: "install, list, choose or remove a vendor's toolchain",
   builder: (args: Argv) =>
     args
-      .positional('action', { type: 'string', choices: ['install', 'list', 'licence', 'remove'], demandOption: true })
+      .positional('action', {
+        type: 'string',
+        choices: ['install', 'list', 'use', 'licence', 'remove'],
+        demandOption: true,
+      })
       .positional('name', {
         type: 'string',
         default: 'qnn',
-        describe: 'qnn: Qualcomm HTP compiler and simulator (Linux x64)',
+        describe: 'qnn: Qualcomm HTP compiler and simulator (Linux x64); qnn@2.6.0 is a version of it',
       })
+      // Of this command the version is that of the toolchain.
+      .version(false)
+      .option('version', textFlag('version of the toolchain (default: the chosen one, or the newest)'))
       .option('accept-licence', { type: 'boolean', default: false, describe: "you accept the vendor's licence" })
       .option('wheels', textFlag('folder with the wheels already downloaded'))
-      .example('$0 toolchain install qnn --accept-licence', ''),
+      .example('$0 toolchain install qnn --accept-licence', '')
+      .example('$0 toolchain install qnn --version 2.6.0 --accept-licence', 'a second one, beside it')
+      .example('$0 toolchain use qnn --version 2.6.0', ''),
   run: async (args: ToolchainArguments) => {
-    if (args.name !== 'qnn')
-      throw new NpucError('CL001', { message: `there is no toolchain ${args.name}`, hint: 'qnn' });
-    const name: ToolchainName = args.name;
+    const [name, pinned] = args.name.split('@');
+    selectToolchain(`${name}${(args.version ?? pinned) ? `@${args.version ?? pinned}` : ''}`);
+    const version = chosenVersion('qnn');
     const print = (text: string, data: unknown): number => {
       process.stdout.write(args.json ? `${JSON.stringify(data)}\n` : `${text}\n`);
       return 0;
@@ -51,7 +62,7 @@ export const toolchainCommand: Command = {
       case 'install': {
         progress.stage('install');
         let last = '';
-        const toolchain = await installToolchain(name, {
+        const toolchain = await installToolchain('qnn', {
           acceptLicence: args.acceptLicence,
           ...wheels,
           progress: ({ stage, file }) => {
@@ -60,19 +71,22 @@ export const toolchainCommand: Command = {
           },
         });
         progress.finish();
-        return print(`${name} is installed in ${toolchain.root}`, toolchain);
+        return print(`qnn ${version} is installed in ${toolchain.root}`, toolchain);
       }
       case 'licence': {
-        const path = await fetchLicence(name, wheels);
+        const path = await fetchLicence('qnn', wheels);
         return print(path, { licence: path });
       }
       case 'remove':
-        rmSync(toolchainRoot(name), { recursive: true, force: true });
-        return print(`${name} is removed`, { removed: toolchainRoot(name) });
+        removeToolchain('qnn', version);
+        return print(`qnn ${version} is removed`, { removed: toolchainRoot('qnn', version) });
+      case 'use':
+        useToolchain('qnn', version);
+        return print(`qnn ${version} compiles from now on`, { chosen: version });
       case 'list': {
         const list = toolchainStatus();
-        const lines = list.map(({ name: each, version, state, root, bytes, reason }) =>
-          [each, version, state, bytes ? formatBytes(bytes) : '', reason ?? root].join('  '),
+        const lines = list.map(({ name: each, version: of, chosen, state, root, bytes, reason }) =>
+          [chosen ? '*' : ' ', each, of, state, bytes ? formatBytes(bytes) : '', reason ?? root].join('  '),
         );
         return print(lines.join('\n'), list);
       }

@@ -13,28 +13,32 @@ import { basename, dirname, join } from 'node:path';
 import { cacheFolder } from '../../compiler/cache.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import type { NativeToolchain } from '../../compiler/runtime/ort-native.ts';
-import { type ObtainOptions, obtainWheel, type Wheel } from './obtain-wheel.ts';
+import { type ObtainOptions, obtainWheel } from './obtain-wheel.ts';
 import { readZipDirectory, unpackZipEntry } from './read-zip.ts';
+import { TOOLCHAIN_RECIPES, type ToolchainName, type ToolchainRecipe } from './toolchain-recipes.ts';
 
 export type { ToolchainProgress } from './obtain-wheel.ts';
-
-/** Vendor toolchains that the user installs; none is ever bundled with this package. */
-export type ToolchainName = 'qnn';
+export type { ToolchainName } from './toolchain-recipes.ts';
 
 /** An installed toolchain. All paths are absolute. */
 export interface Toolchain extends NativeToolchain {
   readonly name: ToolchainName;
+  readonly version: string;
   readonly licenceFile: string;
 }
 
 export interface InstallOptions extends ObtainOptions {
   /** The user has accepted the vendor's licence. */
   readonly acceptLicence: boolean;
+  /** Another version than the chosen one. */
+  readonly version?: string;
 }
 
 export interface ToolchainStatus {
   readonly name: ToolchainName;
   readonly version: string;
+  /** Whether it is the one that compiles. */
+  readonly chosen: boolean;
   readonly state: 'installed' | 'absent' | 'damaged' | 'host-unsupported';
   /** Where it is or would be. */
   readonly root: string;
@@ -44,61 +48,6 @@ export interface ToolchainStatus {
   readonly versions?: Readonly<Record<string, string>>;
 }
 
-interface ToolchainRecipe {
-  readonly version: string;
-  readonly licence: { readonly title: string; readonly entry: string; readonly wheel: string };
-  readonly wheels: readonly Wheel[];
-  /** Oldest C library that the wheels' platform tags allow. */
-  readonly glibc: readonly [number, number];
-  readonly onnxruntimeLibrary: string;
-  readonly qnnLibraryFolder: string;
-  readonly versions: Readonly<Record<string, string>>;
-}
-
-// Digests measured on the wheels that pip delivers for these exact names.
-const RECIPES: Readonly<Record<ToolchainName, ToolchainRecipe>> = {
-  qnn: {
-    version: '2.7.0',
-    licence: {
-      title: 'Qualcomm licence',
-      entry: 'onnxruntime_qnn/Qualcomm_LICENSE.pdf',
-      wheel: 'onnxruntime-qnn',
-    },
-    wheels: [
-      {
-        project: 'onnxruntime',
-        version: '1.32.0',
-        file: 'onnxruntime-1.32.0-cp311-cp311-manylinux_2_28_x86_64.whl',
-        platform: 'manylinux_2_28_x86_64',
-        sha256: '5a34fc4dfeb5a7b4a74c95dcba1e773d722abda720b474edf1b0c419dc6d163d',
-        bytes: 27773237,
-        wants: (entry) =>
-          entry === 'onnxruntime/capi/libonnxruntime.so.1.32.0' ||
-          entry === 'onnxruntime/LICENSE' ||
-          entry === 'onnxruntime/ThirdPartyNotices.txt',
-      },
-      {
-        project: 'onnxruntime-qnn',
-        version: '2.7.0',
-        file: 'onnxruntime_qnn-2.7.0-cp311-cp311-manylinux_2_35_x86_64.whl',
-        platform: 'manylinux_2_35_x86_64',
-        sha256: 'c56c01562b8534fe8980cfea4601408d950c065f8251fb862ce82101c52c9849',
-        bytes: 98578793,
-        // The GPU backend needs an Adreno and never loads here. The libraries find onnxruntime_qnn.libs by a relative
-        // RPATH, so the wheel's own folder layout is kept.
-        wants: (entry) =>
-          (/^onnxruntime_qnn\/lib\w+\.so$/.test(entry) && !entry.endsWith('/libQnnGpu.so')) ||
-          /^onnxruntime_qnn\.libs\/lib[^/]+$/.test(entry) ||
-          /^onnxruntime_qnn\/(Qualcomm_LICENSE\.pdf|LICENSE|ThirdPartyNotices\.txt)$/.test(entry),
-      },
-    ],
-    glibc: [2, 35],
-    onnxruntimeLibrary: 'onnxruntime/capi/libonnxruntime.so.1.32.0',
-    qnnLibraryFolder: 'onnxruntime_qnn',
-    versions: { onnxruntime: '1.32.0', 'onnxruntime-qnn': '2.7.0', qairt: '2.51.0' },
-  },
-};
-
 const RECORD = 'toolchain.json';
 const DAY_MS = 86_400_000;
 
@@ -106,16 +55,69 @@ interface InstallRecord {
   readonly files: readonly { readonly path: string; readonly bytes: number }[];
 }
 
-/** Where a toolchain lies once it is installed. */
-export function toolchainRoot(name: ToolchainName): string {
-  return cacheFolder('toolchains', `${name}-${RECIPES[name].version}`);
+/** Where a version of a toolchain lies once it is installed. */
+export function toolchainRoot(name: ToolchainName, version: string = chosenVersion(name)): string {
+  return cacheFolder('toolchains', `${name}-${version}`);
+}
+
+const selected = new Map<ToolchainName, string>();
+
+/**
+ * Chooses a version for this process, over what the environment and the user's choice say.
+ * @param text `qnn` or `qnn@2.7.0`
+ * @throws CL001 for a toolchain or version that is not known
+ */
+export function selectToolchain(text: string): void {
+  const [name = '', version] = text.split('@');
+  if (name !== 'qnn') throw new NpucError('CL001', { message: `there is no toolchain ${name}`, hint: 'qnn' });
+  if (version !== undefined) selected.set(name, recipeOf(name, version).version);
+}
+
+/** Chooses the version that later processes use. @throws CL001 for a version that is not known, QN001 when it is not installed */
+export function useToolchain(name: ToolchainName, version: string): void {
+  requireToolchain(name, recipeOf(name, version).version);
+  const path = chosenFile(name);
+  writeFileSync(path, `${version}\n`);
+}
+
+/** Removes a version; one that was chosen is not any longer. */
+export function removeToolchain(name: ToolchainName, version: string): void {
+  rmSync(toolchainRoot(name, recipeOf(name, version).version), { recursive: true, force: true });
+  const file = chosenFile(name);
+  if (existsSync(file) && readFileSync(file, 'utf8').trim() === version) rmSync(file);
+}
+
+const chosenFile = (name: ToolchainName): string => cacheFolder('toolchains', `${name}.chosen`);
+
+/**
+ * The version that compiles: `--toolchain`, else `NPUC_QNN`, else what `npuc toolchain use` chose, else the newest that is
+ * there, else the newest.
+ * @throws CL001 for a version that is not known
+ */
+export function chosenVersion(name: ToolchainName): string {
+  const here = selected.get(name) ?? process.env[`NPUC_${name.toUpperCase()}`];
+  if (here) return recipeOf(name, here.replace(`${name}@`, '')).version;
+  const file = chosenFile(name);
+  if (existsSync(file)) return recipeOf(name, readFileSync(file, 'utf8').trim()).version;
+  const versions = TOOLCHAIN_RECIPES[name].map(({ version }) => version);
+  return versions.find((version) => existsSync(toolchainRoot(name, version))) ?? versions[0]!;
+}
+
+function recipeOf(name: ToolchainName, version: string): ToolchainRecipe {
+  const recipes = TOOLCHAIN_RECIPES[name];
+  const found = recipes.find((recipe) => recipe.version === version);
+  if (found) return found;
+  throw new NpucError('CL001', {
+    message: `there is no version ${version} of the ${name} toolchain`,
+    hint: `known are ${recipes.map((recipe) => recipe.version).join(' and ')}`,
+  });
 }
 
 /** Why this machine cannot run a toolchain, or undefined when it can. */
 export function hostObstacle(name: ToolchainName): string | undefined {
   if (process.platform !== 'linux' || process.arch !== 'x64')
     return `this is ${process.platform} ${process.arch}, the vendor's libraries exist for linux x64 only`;
-  const [major, minor] = RECIPES[name].glibc;
+  const [major, minor] = TOOLCHAIN_RECIPES[name][0]!.glibc;
   const found = glibcVersion();
   if (!found) return `the C library is not glibc, the vendor's libraries need glibc ${major}.${minor} or newer`;
   const [foundMajor = 0, foundMinor = 0] = found.split('.').map(Number);
@@ -140,45 +142,46 @@ function glibcVersion(): string | undefined {
 }
 
 /** The installed toolchain, or undefined when it is absent, damaged, or cannot run on this machine. */
-export function findToolchain(name: ToolchainName): Toolchain | undefined {
-  if (hostObstacle(name) !== undefined || inspectInstall(name).state !== 'installed') return undefined;
-  return describeToolchain(name);
+export function findToolchain(name: ToolchainName, version: string = chosenVersion(name)): Toolchain | undefined {
+  if (hostObstacle(name) !== undefined || inspectInstall(name, version).state !== 'installed') return undefined;
+  return describeToolchain(name, version);
 }
 
 /**
  * The installed toolchain.
  * @throws QN001 when it is not installed, QN002 on a machine that cannot run it, QN006 when its files are damaged.
  */
-export function requireToolchain(name: ToolchainName): Toolchain {
+export function requireToolchain(name: ToolchainName, version: string = chosenVersion(name)): Toolchain {
   checkHost(name);
-  const { state, reason, root } = inspectInstall(name);
-  if (state === 'installed') return describeToolchain(name);
-  const hint = `npuc toolchain install ${name} --accept-licence`;
+  const { state, reason, root } = inspectInstall(name, version);
+  if (state === 'installed') return describeToolchain(name, version);
+  const hint = installCommand(name, version);
   if (state === 'damaged')
     throw new NpucError('QN006', {
-      message: `the ${name} toolchain is damaged: ${reason}`,
+      message: `the ${name} toolchain ${version} is damaged: ${reason}`,
       where: root,
       hint,
     });
-  throw new NpucError('QN001', { message: `the ${name} toolchain is not installed`, hint });
+  throw new NpucError('QN001', { message: `the ${name} toolchain ${version} is not installed`, hint });
 }
 
 /** What is there, for `npuc doctor` and `npuc toolchain`; never throws for an absent or damaged toolchain. */
 export function toolchainStatus(): ToolchainStatus[] {
-  return (Object.keys(RECIPES) as ToolchainName[]).map((name) => {
+  return (Object.keys(TOOLCHAIN_RECIPES) as ToolchainName[]).flatMap((name) => {
     const obstacle = hostObstacle(name);
-    const { version, versions } = RECIPES[name];
-    const root = toolchainRoot(name);
-    if (obstacle !== undefined) return { name, version, state: 'host-unsupported', root, reason: obstacle };
-    const { state, reason, bytes } = inspectInstall(name);
-    return {
-      name,
-      version,
-      state,
-      root,
-      ...(reason === undefined ? {} : { reason }),
-      ...(bytes === undefined ? {} : { bytes, versions }),
-    };
+    const chosenOne = chosenVersion(name);
+    return TOOLCHAIN_RECIPES[name].map(({ version, versions }): ToolchainStatus => {
+      const root = toolchainRoot(name, version);
+      const about = { name, version, chosen: version === chosenOne, root };
+      if (obstacle !== undefined) return { ...about, state: 'host-unsupported', reason: obstacle };
+      const { state, reason, bytes } = inspectInstall(name, version);
+      return {
+        ...about,
+        state,
+        ...(reason === undefined ? {} : { reason }),
+        ...(bytes === undefined ? {} : { bytes, versions }),
+      };
+    });
   });
 }
 
@@ -192,15 +195,16 @@ export function toolchainStatus(): ToolchainStatus[] {
  */
 export async function installToolchain(name: ToolchainName, options: InstallOptions): Promise<Toolchain> {
   checkHost(name);
-  const root = toolchainRoot(name);
-  const present = findToolchain(name);
+  const recipe = recipeOf(name, options.version ?? chosenVersion(name));
+  const { version } = recipe;
+  const root = toolchainRoot(name, version);
+  const present = findToolchain(name, version);
   if (present) return present;
-  const recipe = RECIPES[name];
   if (!options.acceptLicence)
     throw new NpucError('QN003', {
       message: `the ${name} toolchain comes under the vendor's own licence (${recipe.licence.title}), which you have to accept`,
       hint:
-        `npuc toolchain install ${name} --accept-licence; the licence is ${basename(recipe.licence.entry)} in the ` +
+        `${installCommand(name, version)}; the licence is ${basename(recipe.licence.entry)} in the ` +
         `${recipe.licence.wheel} wheel and lies at ${join(root, recipe.licence.entry)} after the download; ` +
         `to read it before: npuc toolchain licence ${name}`,
     });
@@ -229,18 +233,18 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
         `${JSON.stringify({ name, version: recipe.version, ...record }, null, 2)}\n`,
       );
       // Two renames, so that another install sees the toolchain missing for an instant only.
-      if (inspectInstall(name).state === 'damaged') moveAside(root, `${staging}-damaged`);
+      if (inspectInstall(name, version).state === 'damaged') moveAside(root, `${staging}-damaged`);
       renameSync(staging, root);
     } catch (cause) {
       // Another process may have been faster: its folder, made from the same digests, is as good.
-      const finished = findToolchain(name);
+      const finished = findToolchain(name, version);
       if (!finished) throw cause;
       return finished;
     } finally {
       for (const path of [staging, `${staging}-damaged`]) rmSync(path, { recursive: true, force: true });
     }
     for (const wheel of recipe.wheels) rmSync(join(toolchains, wheel.file), { force: true });
-    return describeToolchain(name);
+    return describeToolchain(name, version);
   });
 }
 
@@ -249,11 +253,14 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
  * @returns The licence file's path in the cache folder.
  * @throws QN004, QN005, IO002 as installToolchain.
  */
-export async function fetchLicence(name: ToolchainName, options: ObtainOptions = {}): Promise<string> {
-  const installed = findToolchain(name);
+export async function fetchLicence(
+  name: ToolchainName,
+  options: ObtainOptions & Pick<InstallOptions, 'version'> = {},
+): Promise<string> {
+  const { licence, wheels, version } = recipeOf(name, options.version ?? chosenVersion(name));
+  const installed = findToolchain(name, version);
   if (installed) return installed.licenceFile;
-  const { licence, wheels, version } = RECIPES[name];
-  const toolchains = dirname(toolchainRoot(name));
+  const toolchains = dirname(toolchainRoot(name, version));
   return await guardWrites(toolchains, async () => {
     mkdirSync(toolchains, { recursive: true });
     try {
@@ -266,18 +273,19 @@ export async function fetchLicence(name: ToolchainName, options: ObtainOptions =
       return target;
     } catch (cause) {
       // An install that finished meanwhile has removed the kept wheel and brought the licence.
-      const finished = findToolchain(name);
+      const finished = findToolchain(name, version);
       if (!finished) throw cause;
       return finished.licenceFile;
     }
   });
 }
 
-function describeToolchain(name: ToolchainName): Toolchain {
-  const root = toolchainRoot(name);
-  const recipe = RECIPES[name];
+function describeToolchain(name: ToolchainName, version: string): Toolchain {
+  const root = toolchainRoot(name, version);
+  const recipe = recipeOf(name, version);
   return {
     name,
+    version,
     root,
     onnxruntimeLibrary: join(root, recipe.onnxruntimeLibrary),
     qnnLibraryFolder: join(root, recipe.qnnLibraryFolder),
@@ -286,8 +294,11 @@ function describeToolchain(name: ToolchainName): Toolchain {
   };
 }
 
-function inspectInstall(name: ToolchainName): Pick<ToolchainStatus, 'state' | 'reason' | 'root' | 'bytes'> {
-  const root = toolchainRoot(name);
+function inspectInstall(
+  name: ToolchainName,
+  version: string,
+): Pick<ToolchainStatus, 'state' | 'reason' | 'root' | 'bytes'> {
+  const root = toolchainRoot(name, version);
   if (!existsSync(root)) return { state: 'absent', root };
   let record: InstallRecord;
   try {
@@ -303,6 +314,11 @@ function inspectInstall(name: ToolchainName): Pick<ToolchainStatus, 'state' | 'r
   } catch (cause) {
     return { state: 'damaged', root, reason: (cause as Error).message };
   }
+}
+
+function installCommand(name: ToolchainName, version: string): string {
+  const newest = version === TOOLCHAIN_RECIPES[name][0]!.version;
+  return `npuc toolchain install ${name}${newest ? '' : ` --version ${version}`} --accept-licence`;
 }
 
 function checkHost(name: ToolchainName): void {

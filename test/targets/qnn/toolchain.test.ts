@@ -5,7 +5,9 @@ import {
   mkdirSync,
   mkdtempSync,
   readdirSync,
+  renameSync,
   rmSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
 } from 'node:fs';
@@ -14,15 +16,24 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { cacheFolder } from '../../../compiler/cache.ts';
+import { NativeHost } from '../../../compiler/runtime/ort-native.ts';
+import { checkMadeWith } from '../../../targets/qnn/check-toolchain.ts';
+import { compileContext } from '../../../targets/qnn/compile-context.ts';
 import { readZipDirectory, unpackZipEntry } from '../../../targets/qnn/read-zip.ts';
+import { testToolchain } from '../../../targets/qnn/self-test.ts';
 import {
   fetchLicence,
   findToolchain,
   installToolchain,
+  removeToolchain,
   requireToolchain,
+  type Toolchain,
   toolchainRoot,
   toolchainStatus,
+  useToolchain,
 } from '../../../targets/qnn/toolchain.ts';
+import { findSoc } from '../../../targets/socs.ts';
+import { lpbqMatmul, writeModel } from './tiny-onnx.ts';
 import { toolchain } from './toolchain-or-skip.ts';
 
 const WHEELS = [
@@ -77,7 +88,10 @@ describe('toolchain', () => {
 // What follows needs a supported host, which the installed toolchain proves.
 describe.skipIf(!toolchain)('toolchain on a supported host', () => {
   test('without the licence accepted nothing is downloaded', async () => {
-    expect(toolchainStatus()).toMatchObject([{ name: 'qnn', state: 'absent' }]);
+    expect(toolchainStatus()).toMatchObject([
+      { name: 'qnn', version: '2.7.0', state: 'absent', chosen: true },
+      { name: 'qnn', version: '2.6.0', state: 'absent', chosen: false },
+    ]);
     expect(() => requireToolchain('qnn')).toThrow(expect.objectContaining({ code: 'QN001' }));
     await expect(installToolchain('qnn', { acceptLicence: false })).rejects.toMatchObject({
       code: 'QN003',
@@ -184,6 +198,92 @@ describe.skipIf(!toolchain)('toolchain on a supported host', () => {
     await installToolchain('qnn', { acceptLicence: true, wheels });
     expect(findToolchain('qnn')?.root).toBe(toolchainRoot('qnn'));
   }, 180_000);
+});
+
+describe.skipIf(!toolchain)('two versions side by side', () => {
+  /** Puts what is installed into the test's own cache. */
+  const linkInstalled = () => {
+    mkdirSync(join(folder, 'cache', 'toolchains'), { recursive: true });
+    symlinkSync(toolchain!.root, toolchainRoot('qnn', toolchain!.version));
+  };
+  const chosen = () => toolchainStatus().find((status) => status.chosen)!.version;
+  afterEach(() => {
+    delete process.env.NPUC_QNN;
+  });
+
+  test('the environment is over the choice, the choice over the newest, and only what is installed can be chosen', () => {
+    linkInstalled();
+    expect(chosen()).toBe('2.7.0');
+    expect(() => useToolchain('qnn', '2.6.0')).toThrow(
+      expect.objectContaining({ code: 'QN001', hint: 'npuc toolchain install qnn --version 2.6.0 --accept-licence' }),
+    );
+    process.env.NPUC_QNN = '2.6.0';
+    expect(chosen()).toBe('2.6.0');
+    expect(findToolchain('qnn')).toBeUndefined();
+    expect(findToolchain('qnn', '2.7.0')?.version).toBe('2.7.0');
+    process.env.NPUC_QNN = '1.0.0';
+    expect(() => findToolchain('qnn')).toThrow(
+      expect.objectContaining({ code: 'CL001', hint: 'known are 2.7.0 and 2.6.0' }),
+    );
+    delete process.env.NPUC_QNN;
+    // An older one that is there is taken before a newer one that is not.
+    const older = toolchainRoot('qnn', '2.6.0');
+    renameSync(toolchainRoot('qnn', '2.7.0'), older);
+    expect(chosen()).toBe('2.6.0');
+    useToolchain('qnn', '2.6.0');
+    linkInstalled();
+    expect(chosen()).toBe('2.6.0');
+    useToolchain('qnn', '2.7.0');
+    expect(chosen()).toBe('2.7.0');
+    removeToolchain('qnn', '2.7.0');
+    expect(chosen()).toBe('2.6.0');
+    expect(existsSync(toolchain!.licenceFile)).toBe(true);
+  });
+
+  test('the second version installs beside the first, compiles, and does not take what the first made', async () => {
+    linkInstalled();
+    const older = await installToolchain('qnn', { acceptLicence: true, version: '2.6.0' });
+    expect(older).toMatchObject({ version: '2.6.0', root: toolchainRoot('qnn', '2.6.0') });
+    expect(chosen()).toBe('2.7.0');
+    const compile = (by: Toolchain) =>
+      compileContext(by, [{ name: 'one', path: writeModel(join(folder, 'one.onnx'), lpbqMatmul(1)) }], {
+        soc: findSoc('SM8750'),
+        share: false,
+        outputFolder: join(folder, by.version),
+      });
+    const newest = requireToolchain('qnn');
+    const [a, b] = [await compile(older), await compile(newest)];
+    const builds = [a, b].map(({ contexts }) => [...contexts.values()][0]!.buildId);
+    expect(builds.map((build) => build.replace(/\.\d{9,}$/, ''))).toEqual(
+      [older, newest].map(({ versions }) => `v${versions.qairt}`),
+    );
+    expect((await testToolchain(older)).decibels).toBeGreaterThan(60);
+
+    expect(checkMadeWith(newest.versions, newest, 'build')).toBeUndefined();
+    expect(checkMadeWith({}, newest, 'build')).toBeUndefined();
+    expect(checkMadeWith(older.versions, newest, 'build')).toMatch(/QAIRT 2\.50\.40 .*run with 2\.51\.0/);
+    expect(() => checkMadeWith(newest.versions, older, 'build')).toThrow(
+      expect.objectContaining({ code: 'QN015', hint: expect.stringContaining('NPUC_QNN=2.7.0') }),
+    );
+    // What the check says is what the libraries do.
+    for (const [by, { files }, loads] of [
+      [newest, a, true],
+      [older, b, false],
+    ] as const) {
+      const host = await NativeHost.start(by);
+      const opening = host.openSession(files[0]!.onnx, { provider: 'qnn' });
+      if (loads) await opening;
+      else await expect(opening).rejects.toMatchObject({ code: 'RT110' });
+      await host.close();
+    }
+  }, 180_000);
+});
+
+test.skipIf(!toolchain)('the self-test compiles, simulates and measures', async () => {
+  const { decibels, seconds } = await testToolchain(toolchain!);
+  expect(decibels).toBeGreaterThan(60);
+  expect(decibels).toBeLessThan(200);
+  expect(seconds).toBeGreaterThan(0.1);
 });
 
 describe('reading zip archives', () => {

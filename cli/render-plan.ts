@@ -1,8 +1,9 @@
 import type { Recipe } from '../calibration/recipe.ts';
 import { nameStages } from '../targets/qnn/plan-compile.ts';
+import type { TargetName } from '../targets/target.ts';
 import type { DryRun } from './jobs/compile-decoder.ts';
 import type { ModelPlan } from './jobs/compile-onnx.ts';
-import type { TargetSizes } from './jobs/plan-sizes.ts';
+import type { PlannedGraph, TargetSizes } from './jobs/plan-sizes.ts';
 
 /** Bytes for people. */
 export function formatBytes(bytes: number): string {
@@ -23,6 +24,7 @@ export function renderPlan({ sizes, recipe, parts = [] }: DryRun): string {
     ['parameters', sizes.parameters.toLocaleString('en-US')],
     ['scheme', describeRecipe(recipe) + (recipe.scheme === 'fp16' ? '' : `, ${recipe.cache}-bit cache`)],
     ['graphs (tokens x cache)', sizes.graphs.map(({ tokens, cache }) => `${tokens}x${cache}`).join(', ')],
+    ...sizes.graphs.map((graph): [string, string] => [`  ${graph.name}`, describeCache(graph)]),
     ...Object.entries(sizes.targets).map(([name, target]): [string, string] => [
       name,
       `weights ${formatBytes(target.weightBytes)} (head ${formatBytes(target.headBytes)}), ` +
@@ -62,6 +64,17 @@ export function renderModelPlan({
     ['targets', targets.join(', ')],
     ...remarks.map((remark): [string, string] => ['remark', remark]),
   ]);
+}
+
+/** What a run of a graph reads and writes; targets of one number format are named together. */
+function describeCache({ pastBytes, newBytes }: PlannedGraph): string {
+  const lines = new Map<string, TargetName[]>();
+  for (const [name, past] of Object.entries(pastBytes) as [TargetName, number][]) {
+    const text = `keys and values ${formatBytes(past)} in, ${formatBytes(newBytes[name]!)} out`;
+    lines.set(text, [...(lines.get(text) ?? []), name]);
+  }
+  if (lines.size === 1) return [...lines.keys()][0]!;
+  return [...lines].map(([text, names]) => `${names.join(', ')}: ${text}`).join('; ');
 }
 
 function describeCaches({ cacheBytes }: TargetSizes): string {

@@ -188,6 +188,7 @@ async function evaluateTarget(
         : undefined;
     const sample = slow ? undefined : await writeSample(session, prompt, options.sampleTokens, tokenizer);
     progress.update(1, 1);
+    const sharing = decoderTargets[name].readSharing?.(inputs.folder, target);
     const report: TargetReport = {
       engine: session.engine,
       execution: target.execution,
@@ -197,6 +198,7 @@ async function evaluateTarget(
       ...(chunkReport ? { chunk: chunkReport } : {}),
       ...(twin ? { twinSqnr: twin.sqnr, twinAgreement: twin.topAgreement } : {}),
       ...(caches ? { caches } : {}),
+      ...(sharing ? { sharing } : {}),
       values,
       ...firstDivergence(values),
       seconds: (performance.now() - started) / 1000,

@@ -1,5 +1,5 @@
 import colors from 'picocolors';
-import type { TargetName } from '../targets/target.ts';
+import type { Sharing, TargetName } from '../targets/target.ts';
 import { describeSource, describeVerdict, joinWords, listTargets, shortenMiddle } from './describe-report.ts';
 import {
   EXECUTIONS,
@@ -57,6 +57,7 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
   if (values.length > 0) lines.push('', ...values);
   const notes = targets.flatMap(([name, target]) => [
     ...(target.twinSqnr === undefined ? [] : [`${name}: ${describeTwin(target.twinSqnr)}`]),
+    ...(target.sharing ? [`${name}: ${describeSharing(target.sharing)}`] : []),
     ...(target.caches ? [`${name}: ${describeCaches(target.caches)}`] : []),
     ...target.notes.map((note) => `${name}: ${note}`),
   ]);
@@ -72,6 +73,15 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
 /** How exactly an engine computes: its logits against ONNX Runtime on the same QDQ model. */
 export function describeTwin(sqnr: number): string {
   return `the engine's logits agree with ONNX Runtime on the same QDQ model to ${formatDecibels(sqnr)}`;
+}
+
+/** What graphs save by having one binary. @param format how bytes are written */
+export function describeSharing(
+  { graphs, binaryBytes, aloneBytes, measured, sharedWeights }: Sharing,
+  format: (bytes: number) => string = formatBytes,
+): string {
+  const alone = `${format(aloneBytes)} alone${measured ? '' : ' (estimated)'}`;
+  return `${formatCount(graphs)} graphs share ${formatCount(sharedWeights)} weights: ${format(binaryBytes)} together, ${alone}`;
 }
 
 /** The figures are of the largest cache; the graphs of the others must give the same. */

@@ -1,4 +1,4 @@
-import type { Execution, TargetName } from '../targets/target.ts';
+import type { Execution, Sharing, TargetName } from '../targets/target.ts';
 import type { ValueComparison } from './compare-values.ts';
 import type { LogitReport } from './logits.ts';
 
@@ -19,6 +19,8 @@ export interface TargetReport {
   readonly twinAgreement?: number;
   /** The graphs of every smaller cache beside those of the largest, which all other figures are of. */
   readonly caches?: readonly CacheCheck[];
+  /** What the graphs take alone and in their common binary. */
+  readonly sharing?: Sharing;
   /**
    * Every value of one prefill chunk, in order of computation: the target's QDQ graph against the float graph, both on ONNX
    * Runtime. Reports show the ten worst.

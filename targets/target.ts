@@ -71,6 +71,22 @@ export interface EmitContext {
   readonly split?: SplitRequest;
 }
 
+/** What graphs of one binary save by having their weights in common. */
+export interface Sharing {
+  readonly graphs: number;
+  /** What is shipped: one binary, or one per part of a model that was cut. */
+  readonly binaryBytes: number;
+  /** The sum over the graphs, each in a binary of its own. */
+  readonly aloneBytes: number;
+  /** Whether that was measured, on the twins that the simulator runs; otherwise it is estimated. */
+  readonly measured: boolean;
+  /** All weights once. */
+  readonly weightBytes: number;
+  /** Weights that several graphs have: how many, and their bytes once. */
+  readonly sharedWeights: number;
+  readonly sharedWeightBytes: number;
+}
+
 /** What a target can do with a decoder. Emission writes files; opening runs what was written. */
 export interface DecoderTarget {
   readonly name: TargetName;
@@ -82,6 +98,8 @@ export interface DecoderTarget {
   open(folder: string, target: ManifestTarget, options: OpenOptions): Promise<DecoderSession>;
   /** The same integers on ONNX Runtime's CPU kernels, for targets whose artifact is compiled from QDQ models. */
   openReference?(folder: string, target: ManifestTarget): Promise<DecoderSession>;
+  /** What the graphs take alone and together, where their artifact is a binary that they share. */
+  readSharing?(folder: string, target: ManifestTarget, toolchain?: Toolchain): Sharing | undefined;
   /**
    * A twin that gives logits for every position, made from the same encodings and bytes, for targets whose prefill graphs
    * give none.

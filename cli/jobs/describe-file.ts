@@ -15,6 +15,7 @@ import type { ManifestTarget, TargetName } from '../../targets/target.ts';
 import { readTflite } from '../../targets/tflite/read.ts';
 import { operatorName, tensorTypeName } from '../../targets/tflite/schema-enums.ts';
 import { formatBytes } from '../render-plan.ts';
+import { describeSharedWeights } from './describe-sharing.ts';
 
 /** What `npuc inspect` says of a file: lines for people and the same as data. */
 export interface Description {
@@ -221,12 +222,14 @@ function describeCompiled(path: string): Description {
     : [`tokens ${manifest.shapes.tokens.join(',')}`, `cache ${manifest.shapes.cache.join(',')}`];
   const entries = Object.entries(manifest.targets) as [TargetName, ManifestTarget | ModelTargetManifest][];
   const targets = entries.map(([name, target]) => ({
+    name,
     title: [name, 'contract' in target ? target.contract : '', target.execution].filter(Boolean).join('  '),
     files: target.files,
   }));
+  const shared = describeSharedWeights(path, manifest);
   return {
     kind: 'compiled',
-    data: manifest,
+    data: shared ? { ...manifest, sharing: shared.sharing } : manifest,
     lines: [
       [
         `compiled ${manifest.source.name}`,
@@ -234,9 +237,10 @@ function describeCompiled(path: string): Description {
         manifest.recipe.scheme,
         ...shapes,
       ].join('  '),
-      ...targets.flatMap(({ title, files }) => [
+      ...targets.flatMap(({ name, title, files }) => [
         `  ${title}`,
         ...files.map((file) => `    ${file}  ${formatBytes(bytes.get(file) ?? 0)}`),
+        ...(name === 'qnn' && shared ? shared.lines : []),
       ]),
     ],
   };

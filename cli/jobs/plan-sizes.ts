@@ -15,10 +15,19 @@ export interface TargetSizes {
   readonly cacheBytes: Readonly<Record<number, number>>;
 }
 
+export interface PlannedGraph {
+  readonly name: string;
+  readonly tokens: number;
+  readonly cache: number;
+  /** Keys and values that go into a run and come out of it, by target. */
+  readonly pastBytes: Readonly<Partial<Record<TargetName, number>>>;
+  readonly newBytes: Readonly<Partial<Record<TargetName, number>>>;
+}
+
 export interface SizePlan {
   readonly parameters: number;
   /** Graphs that will be made. */
-  readonly graphs: readonly { readonly name: string; readonly tokens: number; readonly cache: number }[];
+  readonly graphs: readonly PlannedGraph[];
   readonly targets: Readonly<Partial<Record<TargetName, TargetSizes>>>;
   /** Estimated peaks of memory on this machine while compiling, bytes. */
   readonly memory: { readonly process: number; readonly qnnCompiler?: number };
@@ -44,7 +53,14 @@ export function planSizes(
   parts: readonly CompilePart[] = [],
   evaluated = true,
 ): SizePlan {
-  const graphs = graphRequests(shapes).map(({ name, tokens, cache }) => ({ name, tokens, cache }));
+  const slots = targets.map((name) => [name, slotBytes(config, recipe, formatOf(name).format)] as const);
+  const graphs = graphRequests(shapes).map(({ name, tokens, cache }) => ({
+    name,
+    tokens,
+    cache,
+    pastBytes: Object.fromEntries(slots.map(([target, bytes]) => [target, bytes * (cache - tokens)])),
+    newBytes: Object.fromEntries(slots.map(([target, bytes]) => [target, bytes * tokens])),
+  }));
   const linears = layerShapes(config);
   const perLayer = linears.reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0) + 2 * config.hiddenSize;
   const tables = config.vocabSize * config.hiddenSize * (config.tiedEmbeddings ? 1 : 2);
@@ -91,12 +107,17 @@ function sizesFor(config: DecoderConfig, recipe: Recipe, { caches }: ShapeReques
   const headBytes = bytesOf(config.hiddenSize, config.vocabSize, recipe.head.bits, recipe.head.block);
   const elements = config.vocabSize * config.hiddenSize;
   const table = format.table === 'row' ? elements + config.vocabSize * 4 : (elements * recipe.activation) / 8;
-  const slot =
-    (2 * config.layers * config.keyValueHeads * config.headDim * (float ? 32 : cacheBits(recipe, format))) / 8;
+  const slot = slotBytes(config, recipe, format);
   return {
     weightBytes: config.layers * perLayer + headBytes,
     headBytes,
     embeddingBytes: float ? elements * 2 : table,
     cacheBytes: Object.fromEntries(caches.map((cache) => [cache, slot * cache])),
   };
+}
+
+/** Keys and values of one token in every layer. */
+function slotBytes(config: DecoderConfig, recipe: Recipe, format: NumberFormat): number {
+  const bits = recipe.scheme === 'fp16' ? 32 : cacheBits(recipe, format);
+  return (2 * config.layers * config.keyValueHeads * config.headDim * bits) / 8;
 }

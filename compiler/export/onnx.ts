@@ -107,14 +107,32 @@ export interface BundleEntry {
   readonly path: string;
 }
 
+/** A tensor of a bundle's data file. */
+export interface BundleTensor {
+  /** In the first model that has it. */
+  readonly name: string;
+  readonly offset: number;
+  readonly bytes: number;
+  /** The models that have it, by their place among the entries. */
+  readonly models: readonly number[];
+}
+
+export interface WrittenBundle extends WrittenOnnx {
+  /** What lies in the data file, in order. */
+  tensors: readonly BundleTensor[];
+}
+
 /**
  * Writes several models of one folder over one data file: tensors that they share lie there once.
  * All files appear together, or none.
  * @throws as writeOnnx
  */
-export function writeOnnxBundle(entries: readonly BundleEntry[], dataName: string): WrittenOnnx {
+export function writeOnnxBundle(entries: readonly BundleEntry[], dataName: string): WrittenBundle {
   const plan = new ExternalPlan(dataName);
-  const writers = entries.map(({ module }) => encode(module, graphToWrite(module, undefined), plan.place));
+  const writers = entries.map(({ module }, index) => {
+    plan.model = index;
+    return encode(module, graphToWrite(module, undefined), plan.place);
+  });
   const dataPath = join(dirname(entries[0]!.path), dataName);
   const paths = entries.map((entry) => entry.path);
   writeAtomically([dataPath, ...paths], ([data, ...models]) => {
@@ -128,14 +146,24 @@ export function writeOnnxBundle(entries: readonly BundleEntry[], dataName: strin
       ...paths.map((path, i) => ({ path, bytes: writers[i]!.byteLength })),
       { path: dataPath, bytes: plan.byteLength },
     ],
+    tensors: plan.list(),
   };
+}
+
+interface PlacedTensor {
+  readonly tensor: Tensor;
+  readonly name: string;
+  readonly offset: number;
+  readonly models: Set<number>;
 }
 
 /** Where each tensor lies in the data file; one object, one place in a source file, equal bytes in memory lie there once. */
 class ExternalPlan {
   readonly #name: string;
-  readonly #offsets: Map<Tensor | string, { readonly tensor: Tensor; readonly offset: number }> = new Map();
+  readonly #offsets: Map<Tensor | string, PlacedTensor> = new Map();
   byteLength = 0;
+  /** The model whose tensors are being placed. */
+  model = 0;
 
   constructor(name: string) {
     this.#name = name;
@@ -147,10 +175,11 @@ class ExternalPlan {
     let placed = this.#offsets.get(key);
     if (placed === undefined) {
       const alignment = alignmentOf(tensor);
-      placed = { tensor, offset: Math.ceil(this.byteLength / alignment) * alignment };
+      placed = { tensor, name, offset: Math.ceil(this.byteLength / alignment) * alignment, models: new Set() };
       this.#offsets.set(key, placed);
       this.byteLength = placed.offset + tensor.byteLength;
     }
+    placed.models.add(this.model);
     const { offset } = placed;
     return {
       dims: [...tensor.shape],
@@ -164,6 +193,15 @@ class ExternalPlan {
       dataLocation: EXTERNAL,
     };
   };
+
+  list(): BundleTensor[] {
+    return Array.from(this.#offsets.values(), ({ tensor, name, offset, models }) => ({
+      name,
+      offset,
+      bytes: tensor.byteLength,
+      models: [...models],
+    }));
+  }
 
   write(sink: AtomicSink): void {
     const copy = new TensorCopier(sink);

@@ -20,12 +20,14 @@ import {
   type ManifestPort,
   type ManifestTarget,
   portEncodings,
+  type Sharing,
 } from '../target.ts';
 import { type BundlePart, cutBundle, listParts, openGraphs } from './bundle-parts.ts';
 import { type CompiledContext, type ContextFiles, type ContextModel, compileContext } from './compile-context.ts';
 import { AUTO_SPLIT, countGraphs, measureStages, nameStages, planCompile } from './plan-compile.ts';
-import { requireToolchain, type Toolchain } from './toolchain.ts';
-import { provideTwins } from './twins.ts';
+import { describeSharing, sharingFacts, WEIGHT_INDEX, writeWeightIndex } from './shared-weights.ts';
+import { findToolchain, requireToolchain, type Toolchain } from './toolchain.ts';
+import { findTwins, provideTwins } from './twins.ts';
 
 /** The weights of all QDQ models. */
 const DATA = 'weights.data';
@@ -76,7 +78,7 @@ export const qnnTarget: DecoderTarget = {
     const graphs = parts.flatMap((part) => part.graphs);
     let ports: Record<string, ManifestPort> = {};
     for (const { module } of graphs) ports = { ...ports, ...quantizePorts(module.graph()) };
-    writeOnnxBundle(
+    const { tensors } = writeOnnxBundle(
       graphs.map(({ name, module }) => ({ module, path: join(sources, `${name}.onnx`) })),
       DATA,
     );
@@ -86,6 +88,9 @@ export const qnnTarget: DecoderTarget = {
       checkReadBack(compiled.contexts.values(), ports);
       for (const file of compiled.files) binaries.set(file.name, file);
     }
+    const index = writeWeightIndex(context.out, `qnn/qdq/${DATA}`, tensors);
+    const binaryPaths = new Set([...binaries.values()].map(({ binary }) => binary));
+    const binaryBytes = [...binaryPaths].reduce((sum, path) => sum + statSync(path).size, 0);
     const share = sharing && parts.some((part) => part.graphs.length > 1);
     const describe = (name: string): ManifestPart => ({
       graph: binaries.get(name)!.graph,
@@ -109,6 +114,7 @@ export const qnnTarget: DecoderTarget = {
         shared: share,
         graphs: requests.length,
         ...(parts.length > 1 ? { parts: parts.length } : {}),
+        ...(share ? sharingFacts(index, binaryBytes) : {}),
         ...ropeFacts(decoder.config.rope),
       },
       files: [
@@ -117,6 +123,7 @@ export const qnnTarget: DecoderTarget = {
         ),
         ...graphs.map(({ name }) => `qnn/qdq/${name}.onnx`),
         `qnn/qdq/${DATA}`,
+        WEIGHT_INDEX,
       ],
     };
   },
@@ -148,6 +155,10 @@ export const qnnTarget: DecoderTarget = {
       await host.close();
       throw error;
     }
+  },
+  readSharing(folder, target, toolchain = findToolchain('qnn')): Sharing | undefined {
+    const sources = listParts(target.graphs).map((part) => sourceOf(folder, part));
+    return describeSharing(target, toolchain && findTwins(toolchain, sources, Number(target.facts.soc)));
   },
   async openReference(folder, target): Promise<DecoderSession> {
     const graphs = await openGraphs(target.graphs, (part) =>

@@ -30,11 +30,12 @@ export async function provideTwins(
   soc: number,
 ): Promise<string[]> {
   const known = socOfNumber(soc);
+  const entries = twinFolders(toolchain, sources, known);
   const paths: string[] = [];
   const waiting = [...sources.entries()];
   const work = async (): Promise<void> => {
     for (let next = waiting.shift(); next; next = waiting.shift()) {
-      paths[next[0]] = await provideTwin(toolchain, next[1], known);
+      paths[next[0]] = await provideTwin(toolchain, next[1], known, entries[next[0]]!);
     }
   };
   const done = await Promise.allSettled(Array.from({ length: Math.min(PARALLEL, availableParallelism()) }, work));
@@ -42,9 +43,15 @@ export async function provideTwins(
   return paths;
 }
 
-async function provideTwin(toolchain: Toolchain, source: ContextModel, soc: Soc): Promise<string> {
+/** The binaries of the twins that were made before, in the order of the sources; none where one is missing. */
+export function findTwins(toolchain: Toolchain, sources: readonly ContextModel[], soc: number): string[] | undefined {
+  const folders = twinFolders(toolchain, sources, socOfNumber(soc));
+  const paths = folders.map((folder, i) => join(folder, `${sources[i]!.name}_ctx_qnn.bin`));
+  return paths.every((path) => existsSync(path)) ? paths : undefined;
+}
+
+async function provideTwin(toolchain: Toolchain, source: ContextModel, soc: Soc, folder: string): Promise<string> {
   const twins = cacheFolder('twins');
-  const folder = join(twins, digestOf(toolchain, source, soc));
   const path = join(folder, `${source.name}_ctx.onnx`);
   if (existsSync(path)) {
     const now = new Date();
@@ -68,10 +75,19 @@ async function provideTwin(toolchain: Toolchain, source: ContextModel, soc: Soc)
   return path;
 }
 
-function digestOf(toolchain: Toolchain, source: ContextModel, soc: Soc): string {
-  const files = [basename(source.path), ...(source.externalData ?? [])];
-  const digests = files.map((name) => describeFile(dirname(source.path), name).sha256);
-  return createHash('sha256')
-    .update(JSON.stringify([FORMAT, toolchain.versions, soc.number, source.name, digests]))
-    .digest('hex');
+/** Where the twins are kept, one folder per source. */
+function twinFolders(toolchain: Toolchain, sources: readonly ContextModel[], soc: Soc): string[] {
+  // All graphs of a bundle have one data file.
+  const known = new Map<string, string>();
+  const digestOf = (folder: string, name: string): string => {
+    const path = join(folder, name);
+    const digest = known.get(path) ?? describeFile(folder, name).sha256;
+    known.set(path, digest);
+    return digest;
+  };
+  return sources.map(({ name, path, externalData = [] }) => {
+    const digests = [basename(path), ...externalData].map((file) => digestOf(dirname(path), file));
+    const entry = JSON.stringify([FORMAT, toolchain.versions, soc.number, name, digests]);
+    return join(cacheFolder('twins'), createHash('sha256').update(entry).digest('hex'));
+  });
 }

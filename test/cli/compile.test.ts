@@ -194,9 +194,17 @@ describe('compile of the demo checkpoint', { timeout: 300_000 }, () => {
     const outcome = await runNpuc(compileArguments(out, '--dry-run', '--json'));
     expect(outcome.code, outcome.stderr).toBe(0);
     const { sizes } = JSON.parse(outcome.stdout) as DryRun;
-    expect(sizes.graphs).toEqual([
-      { name: 'prefill_16', tokens: 16, cache: 64 },
-      { name: 'decode', tokens: 1, cache: 64 },
+    // Two tensors of 4 layers, 2 heads of 64: a byte each for ONNX, two for LiteRT.
+    const slot = 2 * 4 * 2 * 64;
+    expect(sizes.graphs).toMatchObject([
+      {
+        name: 'prefill_16',
+        tokens: 16,
+        cache: 64,
+        pastBytes: { onnx: 48 * slot, tflite: 96 * slot },
+        newBytes: { onnx: 16 * slot, tflite: 32 * slot },
+      },
+      { name: 'decode', tokens: 1, cache: 64, pastBytes: { onnx: 63 * slot }, newBytes: { onnx: slot } },
     ]);
     expect(sizes.parameters).toBe(2_885_888);
     expect(sizes.memory.process).toBeGreaterThan(0.3e9);

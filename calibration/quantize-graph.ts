@@ -7,10 +7,12 @@ import { findOp } from '../compiler/ops/index.ts';
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
 import type { Tensors } from '../compiler/runtime/runner.ts';
 import { correctBiases, replaceBiases } from './correct-biases.ts';
+import { adoptEncodings, adoptWeights, widthsOf } from './adopt-encodings.ts';
 import { collectGraphStatistics } from './graph-statistics.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import { isReal } from './precision.ts';
 import { promoteValues } from './promote-values.ts';
+import type { GivenEncodings } from './read-encodings.ts';
 import { type NumberFormat, type Override, overrideOf, type Recipe } from './recipe.ts';
 import { encodeWeights } from './weights.ts';
 
@@ -36,16 +38,19 @@ export interface QuantizeGraphInputs {
   readonly open?: OpenEngine;
   /** Whether costly values may get 16 bits at w8a8 (default): not where an op is to be measured at the width asked for. */
   readonly promote?: boolean;
+  /** Encodings to use in the place of calibrated ones, and the names of the user's own model: those are known too. */
+  readonly given?: { readonly encodings: GivenEncodings; readonly known: ReadonlySet<string> };
   readonly onProgress?: (done: number, total: number) => void;
 }
 
 /**
  * Quantizes any graph for one target: runs it in float on the samples, decides every encoding, and writes them into a copy.
  * Subgraphs of If, Loop and Scan, and operators that no rule is known for, stay float; a remark names them.
- * @throws QT010 when a value is not finite in calibration, QT121 when the graph computes in half floats
+ * @throws QT010 when a value is not finite in calibration, QT121 when the graph computes in half floats, QT131 when given
+ *   encodings do not fit
  */
 export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<QuantizedGraph> {
-  const { recipe, format, kernels } = inputs;
+  const { recipe, format, kernels, given } = inputs;
   const float = cloneModule(inputs.module);
   if (recipe.scheme === 'fp16') {
     const plan = { activations: new Map(), weights: new Map(), tables: new Set<string>(), remarks: [] };
@@ -64,17 +69,24 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     const module = cloneModule(float);
     const graph = module.graph();
     prepareGraph(graph, opset, chosen, format, statistics);
-    const plan = planQuantization(graph, opset, chosen, format, statistics);
+    const own = planQuantization(graph, opset, chosen, format, statistics);
+    const plan = given ? adoptEncodings(given.encodings, graph, own, format, given.known) : own;
     const weights = await encodeWeights(graph, plan, statistics, kernels);
+    if (given) adoptWeights(given.encodings, graph, plan, format, weights);
     replaceBiases(graph, await correctBiases(float, weights, inputs.feeds, inputs.open));
     applyPlan(graph, opset, plan, weights);
     return { module, plan };
   };
   // The rows of an image are no rows of a language model: what 8 bits cost is measured, not guessed from them.
-  const overrides = [...recipe.overrides, ...widthOverrides(float.graph(), format)];
+  const overrides = [
+    ...recipe.overrides,
+    ...widthOverrides(float.graph(), format),
+    ...(given ? widthsOf(given.encodings, float.graph(), recipe) : []),
+  ];
   const measured: Recipe = { ...recipe, overrides, promoteBelow: Number.NEGATIVE_INFINITY };
   const promotions =
-    recipe.activation === 8 && inputs.promote !== false
+    // Given encodings say the widths themselves.
+    recipe.activation === 8 && inputs.promote !== false && !given
       ? await promoteValues({
           float,
           recipe: measured,

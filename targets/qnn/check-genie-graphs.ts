@@ -10,43 +10,88 @@ interface Found {
   readonly warnings: string[];
 }
 
+/** A graph of a bundle: its sizes, and the names of its parts inside the binaries in the order that they run in. */
+export interface BundledGraph {
+  readonly tokens: number;
+  readonly cache: number;
+  readonly parts: readonly string[];
+}
+
 /**
  * Checks the graphs of a bundle's binaries against Genie's contract: names, shapes, types, and the quantization that Genie
  * takes for granted (an attended token is 65535 in the mask, an empty 8-bit cache is 128, a cache goes out as it came in,
- * and every shared tensor has one quantization in all graphs).
- * @param tokens new tokens of the graphs that should be there
+ * and every shared tensor has one quantization in all graphs). The parts of a graph that was cut are checked together.
+ * @param wanted the graphs that should be there
  */
 export function checkGraphs(
   contexts: ReadonlyMap<string, ContextInfo>,
   protocol: DecoderProtocol,
-  tokens: readonly number[],
+  wanted: readonly BundledGraph[],
 ): Found {
   const found: Found = { problems: [], warnings: [] };
-  const sizes: number[] = [];
+  const { problems } = found;
+  const there = new Map(
+    [...contexts].flatMap(([binary, { graphs }]) => graphs.map((graph) => [graph.name, { binary, graph }] as const)),
+  );
+  const listed = new Set(wanted.flatMap(({ parts }) => parts));
+  for (const [name, { binary }] of there)
+    if (!listed.has(name)) problems.push(`${binary} has the graph ${name}, which the bundle does not list`);
   const seen = new Map<string, { readonly where: string; readonly form: string }>();
-  for (const [binary, { graphs }] of contexts) {
-    for (const graph of graphs) {
-      const ids = graph.inputs.find(({ name }) => name === protocol.names.tokens);
-      const size = ids ? ids.shape.reduce((product, dim) => product * dim, 1) : 0;
-      const where = size > 0 ? `${binary}, ${size} tokens` : `${binary}, ${graph.name}`;
-      if (size > 0) sizes.push(size);
-      checkPorts(graph, protocol, size, where, found);
-      checkCache(graph, protocol, where, found);
-      checkMask(graph, protocol, where, found);
-      for (const tensor of [...graph.inputs, ...graph.outputs]) {
-        const form = describe(tensor);
-        const other = seen.get(tensor.name);
-        if (other && other.form !== form)
-          found.problems.push(`${tensor.name} is ${form} in ${where}, ${other.form} in ${other.where}`);
-        else seen.set(tensor.name, { where, form });
-      }
+  for (const { tokens, cache, parts } of wanted) {
+    const missing = parts.filter((name) => !there.has(name));
+    for (const name of missing) problems.push(`no binary has the graph ${name}`);
+    if (missing.length > 0) continue;
+    const binaries = new Set(parts.map((name) => there.get(name)!.binary));
+    const where = `${[...binaries].join(' + ')}, ${tokens} tokens`;
+    const graph = joinParts(
+      parts.map((name) => there.get(name)!.graph),
+      where,
+      found,
+    );
+    checkPorts(graph, { ...protocol, cache }, tokens, where, found);
+    checkCache(graph, protocol, where, found);
+    checkMask(graph, protocol, where, found);
+    for (const tensor of [...graph.inputs, ...graph.outputs]) {
+      const form = describe(tensor);
+      const other = seen.get(tensor.name);
+      if (other && other.form !== form)
+        problems.push(`${tensor.name} is ${form} in ${where}, ${other.form} in ${other.where}`);
+      else seen.set(tensor.name, { where, form });
     }
   }
-  sizes.sort((a, b) => b - a);
-  const wanted = [...tokens].sort((a, b) => b - a);
-  if (sizes.join() !== wanted.join())
-    found.problems.push(`the binaries have graphs of ${sizes.join(', ')} new tokens, not ${wanted.join(', ')}`);
   return found;
+}
+
+/** Parts as one graph. Genie runs them in the order of their names, and hands tensors on as they are. */
+function joinParts(parts: readonly ContextGraph[], where: string, { problems }: Found): ContextGraph {
+  const names = parts.map(({ name }) => name);
+  const sorted = [...names].sort();
+  if (names.join() !== sorted.join())
+    problems.push(`${where}: Genie would run the parts as ${sorted.join(', ')}, they are ${names.join(', ')}`);
+  const handed = new Set<string>();
+  parts.forEach((part, index) => {
+    for (const output of part.outputs) {
+      for (const later of parts.slice(index + 1)) {
+        const input = later.inputs.find(({ name }) => name === output.name);
+        if (!input) continue;
+        handed.add(output.name);
+        const [left, entered] = [output, input].map((tensor) => `[${tensor.shape}] ${describe(tensor)}`);
+        if (left !== entered)
+          problems.push(
+            `${where}: ${output.name} leaves ${part.name} as ${left} and enters ${later.name} as ${entered}`,
+          );
+      }
+    }
+  });
+  const all = (side: 'inputs' | 'outputs'): ContextTensor[] =>
+    [
+      ...new Map(
+        parts.flatMap((part) =>
+          part[side].flatMap((tensor) => (handed.has(tensor.name) ? [] : [[tensor.name, tensor]])),
+        ),
+      ).values(),
+    ] as ContextTensor[];
+  return { ...parts[0]!, inputs: all('inputs'), outputs: all('outputs') };
 }
 
 /** Names and shapes: facts genie-cnn A, qnn-htp 4. A missing cache output ends Genie in a segmentation fault. */

@@ -72,7 +72,7 @@ function contradiction(folder: string, problems: readonly string[]): NpucError {
 
 /** Every contradiction between the parts, and what is allowed but not what Genie documents. */
 export function findContradictions(bundle: ReadBundle): { problems: string[]; warnings: string[] } {
-  const graphs = checkGraphs(bundle.contexts, bundle.manifest.protocol, bundle.manifest.tokens);
+  const graphs = checkGraphs(bundle.contexts, bundle.manifest.protocol, bundle.manifest.graphs);
   return {
     problems: [...checkConfig(bundle), ...checkSoc(bundle), ...checkTokenizer(bundle), ...graphs.problems],
     warnings: graphs.warnings,
@@ -193,8 +193,9 @@ function readJson(folder: string, name: string, problems: string[]): Readonly<Re
 export function readGenieManifest(folder: string): GenieManifest {
   const problems: string[] = [];
   const manifest = readJson(folder, 'manifest.json', problems) as Partial<GenieManifest> | undefined;
-  const whole = manifest?.protocol && manifest.soc && Array.isArray(manifest.files) && Array.isArray(manifest.eosIds);
-  if (manifest?.kind === 'genie-bundle' && manifest.format === 1 && whole) return manifest as GenieManifest;
+  const lists = [manifest?.files, manifest?.eosIds, manifest?.graphs];
+  const whole = manifest?.protocol && manifest.soc && lists.every((list) => Array.isArray(list));
+  if (manifest?.kind === 'genie-bundle' && manifest.format === 2 && whole) return manifest as GenieManifest;
   throw new NpucError('TG110', {
     message: [`${folder} is no Genie bundle`, ...problems].join(': '),
     where: folder,

@@ -6,7 +6,8 @@ import type { DecoderProtocol } from '../../compiler/runtime/decoder-session.ts'
 import { loadTokenizer, type Tokenizer } from '../../compiler/runtime/tokenizer.ts';
 import { describeFile, type Manifest, type ManifestFile } from '../manifest.ts';
 import type { ManifestTarget } from '../target.ts';
-import { listParts } from './bundle-parts.ts';
+import { listParts, partsOf } from './bundle-parts.ts';
+import type { BundledGraph } from './check-genie-graphs.ts';
 import { EXTENSION, makeExtension, makeGenieConfig, TOKENIZER } from './genie-config.ts';
 import { renderGenieReadme } from './genie-readme.ts';
 import { sourceOf } from './qnn-target.ts';
@@ -23,7 +24,7 @@ const MANIFEST = 'manifest.json';
 
 /** `manifest.json` of a bundle: what the checkpoint and the graphs were, for the consistency check. No clock, no path. */
 export interface GenieManifest {
-  readonly format: 1;
+  readonly format: 2;
   readonly kind: 'genie-bundle';
   readonly npuc: string;
   readonly source: Manifest['source'];
@@ -32,8 +33,8 @@ export interface GenieManifest {
   readonly shared: boolean;
   readonly protocol: DecoderProtocol;
   readonly rope: RopeConfig;
-  /** New tokens of each graph, largest first. */
-  readonly tokens: readonly number[];
+  /** Every graph, by cache, then by new tokens, largest first. */
+  readonly graphs: readonly BundledGraph[];
   /** The token that the checkpoint's tokenizer puts before every text, where it does. */
   readonly startId?: number;
   readonly eosIds: readonly number[];
@@ -60,6 +61,14 @@ export function requireGenieTarget(folder: string, manifest: Manifest): Manifest
     return refuse(`${folder} does not say how its rotary embedding is made`, 'compile again with this version');
   if (target.facts.ropeType === 'linear')
     return refuse('linear rope scaling was never run in Genie', 'use the artifact without Genie');
+  // Measured on libGenie 2.51: it takes the context of such a part to be its new tokens.
+  const caches = new Set(target.graphs.map(({ cache }) => cache)).size;
+  const lookups = new Set(target.graphs.map((graph) => partsOf(graph)[0]!.file)).size;
+  if (caches > 1 && lookups < target.graphs.length)
+    return refuse(
+      `the embedding of ${folder} is a part of its own, which serves ${caches} cache sizes: Genie does not load that`,
+      'compile with one --cache, or with a --split and --max-memory that leave the embedding with the first layers',
+    );
   return target;
 }
 
@@ -113,7 +122,7 @@ export async function writeGenieBundle(
   const template = renderTemplate(tokenizer, startId);
   if (template !== undefined) write(TEMPLATE, template);
   const about: Omit<GenieManifest, 'files'> = {
-    format: 1,
+    format: 2,
     kind: 'genie-bundle',
     npuc: options.npuc,
     source: manifest.source,
@@ -122,7 +131,11 @@ export async function writeGenieBundle(
     shared,
     protocol,
     rope,
-    tokens: target.graphs.map((graph) => graph.tokens).sort((a, b) => b - a),
+    graphs: target.graphs.map((graph) => ({
+      tokens: graph.tokens,
+      cache: graph.cache,
+      parts: partsOf(graph).map((part) => part.graph),
+    })),
     ...(startId === undefined ? {} : { startId }),
     eosIds: tokenizer.eosIds,
   };

@@ -2,7 +2,13 @@ import type { GenieManifest } from './genie-bundle.ts';
 
 /** `README.md` of a bundle: what it is and the adb commands. File names of the SDK: the vendor's public documentation. */
 export function renderGenieReadme(bundle: Omit<GenieManifest, 'files'>, files: readonly string[]): string {
-  const { soc, source, protocol, tokens } = bundle;
+  const { soc, source, graphs } = bundle;
+  const distinct = (numbers: readonly number[]): string => [...new Set(numbers)].join(' and ');
+  const parts = graphs[0]!.parts.length;
+  const cut =
+    parts === 1
+      ? ''
+      : `Each graph is cut into ${parts} parts, which Genie runs in the order of their names (p1of${parts} first).\n`;
   const version = soc.arch.replace('v', 'V');
   const place = '/data/local/tmp/genie';
   const template = files.includes('prompt_template.txt')
@@ -13,8 +19,8 @@ export function renderGenieReadme(bundle: Omit<GenieManifest, 'files'>, files: r
     : '\nEach graph has a binary of its own, so the weights are on the phone once per graph.\n';
   return `# ${source.name} for Genie on ${soc.name}
 
-${tokens.length} graphs of ${tokens.join(' and ')} new tokens, ${protocol.cache} tokens of context, HTP ${soc.arch} (soc ${soc.number}).
-Made by npuc ${bundle.npuc} with QAIRT ${bundle.toolchain.qairt ?? 'of an unknown version'}: the libraries on the phone must
+${graphs.length} graphs of ${distinct(graphs.map(({ tokens }) => tokens))} new tokens, ${distinct(graphs.map(({ cache }) => cache))} tokens of context, HTP ${soc.arch} (soc ${soc.number}).
+${cut}Made by npuc ${bundle.npuc} with QAIRT ${bundle.toolchain.qairt ?? 'of an unknown version'}: the libraries on the phone must
 be of this version or newer.
 ${unshared}
 ## Run

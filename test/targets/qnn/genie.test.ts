@@ -77,11 +77,11 @@ describe('the configuration', () => {
   });
 });
 
-async function compile(source: string, name: string): Promise<string> {
+async function compile(source: string, name: string, ...flags: readonly string[]): Promise<string> {
   const out = join(work, name);
   const sizes = ['--tokens', '32', '--cache', '256', '--calibration-windows', '4', '--eval-tokens', '96'];
   const scheme = ['--target', 'qnn', '--scheme', 'w8a16', '--kv', '8'];
-  const outcome = await runNpuc(['compile', source, ...scheme, ...sizes, '--out', out, '--quiet']);
+  const outcome = await runNpuc(['compile', source, ...scheme, ...sizes, '--out', out, '--quiet', ...flags]);
   expect(outcome.stderr).toBe('');
   expect(outcome.code).toBe(0);
   return out;
@@ -140,15 +140,16 @@ describe.skipIf(!toolchain)('the demo model in Genie', () => {
   }, 60_000);
 
   test('graphs that Genie would feed wrongly are refused', async () => {
-    const { protocol, tokens } = read<GenieManifest>(join(bundle, 'manifest.json'));
+    const { protocol, graphs: bundled } = read<GenieManifest>(join(bundle, 'manifest.json'));
     const name = 'decode_ctx_qnn.bin';
     const info = await readContextBinary(toolchain!, join(bundle, name));
+    const one = [{ tokens: 1, cache: 256, parts: ['decode'] }];
     const check = (change: (tensor: ContextInfo['graphs'][0]['inputs'][0]) => object): string => {
       const graphs = info.graphs.map((graph) => ({
         ...graph,
         inputs: graph.inputs.map((tensor) => ({ ...tensor, ...change(tensor) })),
       }));
-      return checkGraphs(new Map([[name, { ...info, graphs }]]), protocol, [1]).problems.join('\n');
+      return checkGraphs(new Map([[name, { ...info, graphs }]]), protocol, one).problems.join('\n');
     };
     const only = (wanted: string, change: object) => (tensor: { readonly name: string }) =>
       tensor.name === wanted ? change : {};
@@ -158,7 +159,13 @@ describe.skipIf(!toolchain)('the demo model in Genie', () => {
     expect(check(only('attention_mask', { zeroPoint: 0 }))).toMatch(/Genie writes 65535/);
     expect(check(only('attention_mask', { scale: 1e-5 }))).toMatch(/too near to 0/);
     expect(check(only('position_ids_cos', { name: 'cos' }))).toMatch(/knows no input cos[\s\S]*cos is missing/);
-    expect(checkGraphs(new Map([[name, info]]), protocol, tokens).problems.join()).toMatch(/graphs of 1 new tokens/);
+    const found = new Map([[name, info]]);
+    expect(checkGraphs(found, protocol, bundled).problems).toEqual(['no binary has the graph prefill_32']);
+    expect(checkGraphs(found, protocol, []).problems).toEqual([
+      'decode_ctx_qnn.bin has the graph decode, which the bundle does not list',
+    ]);
+    const smaller = [{ ...one[0]!, cache: 128 }];
+    expect(checkGraphs(found, protocol, smaller).problems.join()).toContain('attention_mask is [1,1,1,256]');
   }, 60_000);
 
   test('a shared bundle is checked too, and not verified on this machine', async () => {
@@ -182,3 +189,88 @@ test.skipIf(!toolchain || !hasMaterial)(
   },
   600_000,
 );
+
+describe.skipIf(!toolchain)('a model in parts in Genie', () => {
+  const parts = (found: Awaited<ReturnType<typeof bundleGenie>>): readonly string[] =>
+    found.manifest.graphs.find(({ tokens }) => tokens === 1)!.parts;
+  const source = hasMaterial ? materialPath('stories260k', 'hf') : demo;
+  const bundle = (folder: string, unshared: boolean) => {
+    const options = { folder, out: `${folder}-genie-${unshared}`, unshared, force: false, note: () => {} };
+    return bundleGenie(unshared ? { ...options, verify: greedy } : options);
+  };
+
+  test.each([
+    [
+      ['--split', '2'],
+      ['p1of2_ar1_cl256', 'p2of2_ar1_cl256'],
+    ],
+    [
+      ['--split', '3', '--split-embedding', '--split-head'],
+      ['p1of3_ar1_cl256', 'p2of3_ar1_cl256', 'p3of3_ar1_cl256'],
+    ],
+  ])(
+    '%j writes what npuc generate writes, 40 tokens',
+    async (flags, names) => {
+      const folder = await compile(source, `parts-${names.length}`, '--evaluate', 'none', ...flags);
+      const made = await bundle(folder, true);
+      expect(made.verified!.ids).toHaveLength(40);
+      expect(parts(made)).toEqual(names);
+      // What is shipped: a shared binary for every part, in their order.
+      const shared = await bundle(folder, false);
+      const config = read<GenieConfig>(join(`${folder}-genie-false`, 'genie_config.json'));
+      const binaries = config.dialog.engine.model.binary['ctx-bins'];
+      expect(binaries).toHaveLength(names.length);
+      expect(binaries.map((name) => name.slice(0, 3))).toEqual(names.map((name) => name.slice(0, 3)));
+      expect(parts(shared)).toEqual(names);
+    },
+    600_000,
+  );
+
+  test('parts in another order, or handed on otherwise than they are taken, are refused', async () => {
+    const folder = join(work, 'parts-2-genie-true');
+    const { protocol, graphs } = read<GenieManifest>(join(folder, 'manifest.json'));
+    const decode = graphs.filter(({ tokens }) => tokens === 1);
+    const names = decode[0]!.parts.map((name) => `${name}_ctx_qnn.bin`);
+    const infos = await Promise.all(names.map((name) => readContextBinary(toolchain!, join(folder, name))));
+    const problems = (change: (info: ContextInfo, index: number) => ContextInfo, listed = decode): string =>
+      checkGraphs(new Map(infos.map((info, i) => [names[i]!, change(info, i)])), protocol, listed).problems.join('\n');
+    expect(problems((info) => info)).toBe('');
+    const turned = decode.map((graph) => ({ ...graph, parts: [...graph.parts].reverse() }));
+    expect(problems((info) => info, turned)).toMatch(/Genie would run the parts as p1of2.*, p2of2/);
+    const scaled = problems((info, index) =>
+      index === 0
+        ? info
+        : {
+            ...info,
+            graphs: info.graphs.map((graph) => ({
+              ...graph,
+              inputs: graph.inputs.map((tensor) =>
+                tensor.name.endsWith('.mlp_residual') ? { ...tensor, scale: 1 } : tensor,
+              ),
+            })),
+          },
+    );
+    expect(scaled).toMatch(/mlp_residual leaves p1of2_ar1_cl256 as .* and enters p2of2_ar1_cl256 as .* scale 1,/);
+  }, 60_000);
+});
+
+test('an embedding apart that serves several caches is refused: Genie does not load it', () => {
+  const graph = (cache: number) => ({
+    tokens: 1,
+    cache,
+    file: 'qnn/a',
+    parts: [
+      { graph: 'a', file: 'qnn/a' },
+      { graph: `b${cache}`, file: `qnn/b${cache}` },
+    ],
+  });
+  const qnn = {
+    contract: 'genie',
+    protocol: { contract: 'genie' },
+    facts: { ropeType: 'default' },
+    graphs: [graph(128), graph(256)],
+  };
+  expect(() => requireGenieTarget('build', { targets: { qnn } } as unknown as Manifest)).toThrow(
+    expect.objectContaining({ code: 'QN020', message: expect.stringContaining('serves 2 cache sizes') }),
+  );
+});

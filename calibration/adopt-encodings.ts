@@ -83,9 +83,12 @@ function misfit(given: GivenEncodings, message: string): NpucError {
   });
 }
 
+/** Ends the name of a value that is another one in another format (passes/insert-conversions.ts). */
+const CONVERSION = /(\.(wide|as8|as16|right))+$/;
+
 function checkNames(given: GivenEncodings, graph: Graph, known: ReadonlySet<string>): void {
   const names = [...given.activations.keys(), ...given.params.keys()];
-  const unknown = names.filter((name) => !known.has(name) && !graph.find(name));
+  const unknown = names.filter((name) => !known.has(name.replace(CONVERSION, '')) && !graph.find(name));
   if (unknown.length === 0) return;
   const shown = unknown.slice(0, 5).join(', ');
   throw misfit(

@@ -2,18 +2,20 @@ import { buildDecoder, type DecoderModel, lookUpRows } from '../compiler/import/
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
-import type { Module } from '../compiler/ir/graph.ts';
+import type { Graph, Module } from '../compiler/ir/graph.ts';
 import type { Tensor } from '../compiler/ir/tensor.ts';
 import { createKernelPool, type KernelPool } from '../compiler/kernels/index.ts';
 import type { Kernels } from '../compiler/kernels/kernels.ts';
 import { runPasses } from '../compiler/pass.ts';
 import { applyIoContract } from '../passes/apply-io-contract.ts';
-import type { IoContract } from '../passes/io-contract.ts';
+import { type IoContract, plainContract } from '../passes/io-contract.ts';
 import { storeWeightsF16 } from '../passes/store-weights-f16.ts';
 import { compensateDecoder } from './compensate-decoder.ts';
+import { adoptEncodings, adoptWeights, widthsOf } from './adopt-encodings.ts';
 import { addHistograms, type CollectOptions, translateStatistics } from './decoder-statistics.ts';
 import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
+import type { GivenEncodings } from './read-encodings.ts';
 import type { NumberFormat, Recipe } from './recipe.ts';
 import { cachedRounding } from './rounding-cache.ts';
 import type { Statistics, ValueStatistics } from './statistics.ts';
@@ -59,6 +61,8 @@ export interface QuantizeInputs {
   readonly threads?: number;
   readonly onWeight?: (done: number, total: number) => void;
   readonly calibration?: CollectOptions;
+  /** Encodings to use in the place of calibrated ones, by the names of the decoder's own values. */
+  readonly given?: GivenEncodings;
   /** Embedding rows of token ids, f32 [ids.length, hidden]; by default looked up in the weights. */
   readonly embed?: DecoderModel['embed'];
   /** What the statistics depend on: chosen integers are then kept in the cache folder. */
@@ -74,7 +78,8 @@ const EMBEDDINGS: ReadonlySet<string> = new Set(['model.embed_tokens.weight']);
 
 /** Decides every encoding of a decoder for one target; nothing is written yet. */
 export async function quantizeDecoder(inputs: QuantizeInputs): Promise<QuantizedDecoder> {
-  const { config, recipe, format, contract, kernels } = inputs;
+  const { config, format, contract, kernels, given } = inputs;
+  const recipe = given ? withWidths(inputs, given) : inputs.recipe;
   const migration = await migrateOutliers(
     inputs.weights,
     decoderSites(config.layers),
@@ -101,11 +106,15 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   };
   // Encodings do not depend on shapes; the smallest decode graph holds every value there is.
   const model = lower({ name: 'plan', tokens: 1, cache: 2, logits: 'all' });
-  const plan = planQuantization(model.graph(), OPSET, recipe, format, statistics, EMBEDDINGS);
+  const graph = model.graph();
+  const own = planQuantization(graph, OPSET, recipe, format, statistics, EMBEDDINGS);
+  // A target may have no place for some values of another one's contract: they are known all the same.
+  const plan = given ? adoptEncodings(given, graph, own, format, knownNames(inputs)) : own;
   const pool = openPool(inputs);
   const weightEncodings = await encodeWeights(model.graph(), plan, statistics, kernels, inputs.onWeight, pool).finally(
     () => pool?.close(),
   );
+  if (given) adoptWeights(given, graph, plan, format, weightEncodings);
   const rounded = await roundWeights(inputs, migration, weightEncodings);
   return {
     config,
@@ -127,6 +136,22 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
       return module;
     },
   };
+}
+
+/** The graph of the plain contract, in float: its names are those of an encodings file. */
+function plainGraph({ config, weights }: QuantizeInputs): Graph {
+  const module = buildDecoder(config, weights, 2, true);
+  applyIoContract(module, plainContract, { name: 'plan', tokens: 1, cache: 2, logits: 'all' });
+  return module.graph();
+}
+
+const knownNames = (inputs: QuantizeInputs): Set<string> =>
+  new Set([...plainGraph(inputs).values].map(({ name }) => name));
+
+/** The recipe with the widths that a file asks for. */
+function withWidths(inputs: QuantizeInputs, given: GivenEncodings): Recipe {
+  const { recipe } = inputs;
+  return { ...recipe, overrides: [...recipe.overrides, ...widthsOf(given, plainGraph(inputs), recipe)] };
 }
 
 function openPool({ weights, threads = 1 }: QuantizeInputs): KernelPool | undefined {

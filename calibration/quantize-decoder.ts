@@ -10,8 +10,8 @@ import { runPasses } from '../compiler/pass.ts';
 import { applyIoContract } from '../passes/apply-io-contract.ts';
 import { type IoContract, plainContract } from '../passes/io-contract.ts';
 import { storeWeightsF16 } from '../passes/store-weights-f16.ts';
-import { compensateDecoder } from './compensate-decoder.ts';
 import { adoptEncodings, adoptWeights, widthsOf } from './adopt-encodings.ts';
+import { compensateDecoder } from './compensate-decoder.ts';
 import { addHistograms, type CollectOptions, translateStatistics } from './decoder-statistics.ts';
 import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
@@ -74,7 +74,8 @@ export interface QuantizeInputs {
 const POOLED_WEIGHTS = 8e6;
 
 const OPSET = 23;
-const EMBEDDINGS: ReadonlySet<string> = new Set(['model.embed_tokens.weight']);
+const EMBEDDING = 'model.embed_tokens.weight';
+const EMBEDDINGS: ReadonlySet<string> = new Set([EMBEDDING]);
 
 /** Decides every encoding of a decoder for one target; nothing is written yet. */
 export async function quantizeDecoder(inputs: QuantizeInputs): Promise<QuantizedDecoder> {
@@ -93,6 +94,12 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plain = await addHistograms(config, migration.weights, inputs.windows, plain, kernels, inputs.calibration);
   }
   const statistics = translateStatistics(plain, contract, config.layers);
+  if (contract.embedding === 'embeds' && format.table === 'tensor') {
+    // As with a table inside the graph: rows of tokens that the calibration text does not have must not be cut off.
+    const rows = statistics.get(contract.names.tokens)!;
+    const { min, max } = rangeOfTable(migration.weights.get(EMBEDDING)!);
+    statistics.set(contract.names.tokens, { ...rows, min: Math.min(rows.min, min), max: Math.max(rows.max, max) });
+  }
   const lowerFloat = (request: GraphRequest, weights: DecoderWeights): Module => {
     const module = buildDecoder(config, weights, request.context ?? request.cache, true);
     applyIoContract(module, contract, request);
@@ -141,7 +148,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
 /** The graph of the plain contract, in float: its names are those of an encodings file. */
 function plainGraph({ config, weights }: QuantizeInputs): Graph {
   const module = buildDecoder(config, weights, 2, true);
-  applyIoContract(module, plainContract, { name: 'plan', tokens: 1, cache: 2, logits: 'all' });
+  applyIoContract(module, plainContract, { tokens: 1, cache: 2, logits: 'all' });
   return module.graph();
 }
 
@@ -152,6 +159,15 @@ const knownNames = (inputs: QuantizeInputs): Set<string> =>
 function withWidths(inputs: QuantizeInputs, given: GivenEncodings): Recipe {
   const { recipe } = inputs;
   return { ...recipe, overrides: [...recipe.overrides, ...widthsOf(given, plainGraph(inputs), recipe)] };
+}
+
+function rangeOfTable(table: Tensor): { min: number; max: number } {
+  let [min, max] = [0, 0];
+  for (const element of table.toFloats()) {
+    if (element < min) min = element;
+    if (element > max) max = element;
+  }
+  return { min, max };
 }
 
 function openPool({ weights, threads = 1 }: QuantizeInputs): KernelPool | undefined {

@@ -1,6 +1,11 @@
+import { NpucError } from '../../compiler/errors.ts';
 import { writeAtomically } from '../../compiler/export/atomic-files.ts';
 import { type Encoding, encodingBits, encodingForm } from '../../compiler/ir/encoding.ts';
 import type { Graph, Value } from '../../compiler/ir/graph.ts';
+
+/** Versions of AIMET's encodings file; calibration/read-encodings.ts reads both. */
+export const ENCODINGS_VERSIONS = ['1.0', '0.6.1'] as const;
+export type EncodingsVersion = (typeof ENCODINGS_VERSIONS)[number];
 
 interface EncodingRecord {
   readonly name: string;
@@ -55,23 +60,52 @@ function blocksByChannel({ blockScale, block, axis, channelAxis }: Encoding, dim
 }
 
 /**
- * Writes a graph's encodings as AIMET's encodings file: a list of activations and one of parameters, an entry a line.
- * @throws IO002
+ * The same in the words of version 0.6.1: an entry per channel, with the range that the integers span.
+ * @throws QT132 for blocks
  */
-export function writeEncodings(graph: Graph, path: string): void {
+function channelsOf({ name, bw, enc_type, is_sym, scale, offset }: EncodingRecord): object[] {
+  if (enc_type === 'LPBQ' || enc_type === 'PER_BLOCK') {
+    throw new NpucError('QT132', {
+      message: `version 0.6.1 of the encodings file has no blocks, and ${name} is in blocks`,
+      where: name,
+      hint: '--encodings 1.0, or weights without blocks: --block 0',
+    });
+  }
+  return scale.map((step, i) => ({
+    bitwidth: bw,
+    dtype: 'int',
+    is_symmetric: is_sym ? 'True' : 'False',
+    max: step * (2 ** bw - 1 + offset[i]!),
+    min: step * offset[i]!,
+    offset: offset[i]!,
+    scale: step,
+  }));
+}
+
+/**
+ * Writes a graph's encodings as AIMET's encodings file: activations and parameters, an entry a line. Version 1.0 lists entries
+ * with names; 0.6.1 has the entries by name, each a list of channels, and no blocks.
+ * @throws IO002, QT132
+ */
+export function writeEncodings(graph: Graph, path: string, version: EncodingsVersion = '1.0'): void {
   const encoded = [...graph.values].filter((value) => value.encoding);
   const lists = { activation_encodings: false, param_encodings: true };
+  const byName = version === '0.6.1';
+  const [open, close] = byName ? '{}' : '[]';
   writeAtomically([path], ([sink]) => {
-    sink!.write(Buffer.from('{\n"version": "1.0.0"'));
+    sink!.write(Buffer.from(`{\n"version": "${byName ? version : '1.0.0'}"`));
     for (const [list, constant] of Object.entries(lists)) {
-      sink!.write(Buffer.from(`,\n"${list}": [`));
+      sink!.write(Buffer.from(`,\n"${list}": ${open}`));
       encoded
         .filter((value) => (value.data !== undefined) === constant)
         .forEach((value, i) => {
-          const record = JSON.stringify(recordOf(value, value.encoding!));
-          sink!.write(Buffer.from(`${i > 0 ? ',' : ''}\n${record}`));
+          const record = recordOf(value, value.encoding!);
+          const text = byName
+            ? `${JSON.stringify(record.name)}: ${JSON.stringify(channelsOf(record))}`
+            : JSON.stringify(record);
+          sink!.write(Buffer.from(`${i > 0 ? ',' : ''}\n${text}`));
         });
-      sink!.write(Buffer.from('\n]'));
+      sink!.write(Buffer.from(`\n${close}`));
     }
     sink!.write(Buffer.from('\n}\n'));
   });

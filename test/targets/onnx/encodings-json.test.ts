@@ -1,7 +1,8 @@
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
+import { readEncodings } from '../../../calibration/read-encodings.ts';
 import type { Encoding } from '../../../compiler/ir/encoding.ts';
 import { Graph, tensorType } from '../../../compiler/ir/graph.ts';
 import { Tensor } from '../../../compiler/ir/tensor.ts';
@@ -71,4 +72,35 @@ test('every form of encoding, in the fields of AIMET 1.0.0', () => {
 test('without encodings the lists are empty', () => {
   expect(write(new Graph('g'))).toEqual({ version: '1.0.0', activation_encodings: [], param_encodings: [] });
   expect(readdirSync(folder)).toEqual(['encodings.json']);
+});
+
+test('version 0.6.1 has an entry per channel with its range, by name', () => {
+  const graph = new Graph('g');
+  const x = graph.addInput('x', tensorType('f32', [4]));
+  x.encoding = { dtype: 'u8', scale: Float32Array.of(0.5), zeroPoint: Int32Array.of(10) };
+  const rows = graph.addConstant('rows', Tensor.of('f32', [2, 3], new Float32Array(6)));
+  rows.encoding = { dtype: 'i8', scale: Float32Array.of(1, 2), axis: 0 };
+  const path = join(folder, 'older.json');
+  writeEncodings(graph, path, '0.6.1');
+  const channel = { bitwidth: 8, dtype: 'int', is_symmetric: 'True', offset: -128 };
+  expect(JSON.parse(readFileSync(path, 'utf8'))).toEqual({
+    version: '0.6.1',
+    activation_encodings: {
+      x: [{ bitwidth: 8, dtype: 'int', is_symmetric: 'False', max: 122.5, min: -5, offset: -10, scale: 0.5 }],
+    },
+    param_encodings: {
+      rows: [
+        { ...channel, max: 127, min: -128, scale: 1 },
+        { ...channel, max: 254, min: -256, scale: 2 },
+      ],
+    },
+  });
+  const read = readEncodings(path);
+  expect(read.activations.get('x')).toEqual({ bits: 8, scale: [0.5], offset: [-10] });
+  expect(read.params.get('rows')).toEqual({ bits: 8, scale: [1, 2], offset: [-128, -128] });
+  const blocks = graph.addConstant('blocks', Tensor.of('f32', [32, 3], new Float32Array(96)));
+  blocks.encoding = lpbq([1, 2, 3, 4, 5, 6], 0);
+  rmSync(path);
+  expect(() => writeEncodings(graph, path, '0.6.1')).toThrow(expect.objectContaining({ code: 'QT132' }));
+  expect(existsSync(path)).toBe(false);
 });

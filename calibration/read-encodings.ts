@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { NpucError } from '../compiler/errors.ts';
@@ -16,6 +17,8 @@ export interface GivenEncoding {
 /** Encodings to use in the place of calibrated ones, by the names of the values. */
 export interface GivenEncodings {
   readonly path: string;
+  /** SHA-256 of the file. */
+  readonly digest: string;
   readonly activations: ReadonlyMap<string, GivenEncoding>;
   readonly params: ReadonlyMap<string, GivenEncoding>;
   /** Entries that say that a value stays float: nothing is taken from them. */
@@ -108,7 +111,8 @@ export function readEncodings(path: string): GivenEncodings {
     const entries = lists[list];
     return read(Array.isArray(entries) ? entries : Object.entries(entries).map(modernize), list);
   });
-  return { path, activations: activations!, params: params!, floats };
+  const digest = createHash('sha256').update(text).digest('hex');
+  return { path, digest, activations: activations!, params: params!, floats };
 }
 
 /** An entry of the older version in the fields of the newer one. */

@@ -329,7 +329,7 @@ export class NativeHost {
     if (this.#outgrew) {
       return new NpucError('RT203', {
         message: `the native process needed more than ${Math.floor(this.#memoryLimit / 2 ** 20)} MiB while ${what}${peak}`,
-        hint: 'give it more memory, or cut the model into more parts',
+        hint: 'give it more memory (--max-memory), or cut the model into more parts (--split)',
       });
     }
     const killed = signalName === 'SIGKILL' && !signal?.aborted;

@@ -268,6 +268,7 @@ describe.skipIf(!toolchain)('context binaries', () => {
     const outcome = expect(compiling).rejects.toMatchObject({
       code: 'RT202',
       message: expect.stringContaining('SIGKILL'),
+      hint: expect.stringContaining('--max-memory, --split'),
     });
     // The model is placed when the libraries are up and the compile is about to start.
     const placed = () =>
@@ -278,6 +279,19 @@ describe.skipIf(!toolchain)('context binaries', () => {
     const [pid] = childrenOfThis();
     process.kill(pid!, 'SIGKILL');
     await outcome;
+    expect(readdirSync(outputFolder)).toEqual([]);
+  });
+
+  test('a compile that outgrows its limit is ended with the advice, and leaves nothing half-written', async () => {
+    const model = source('outgrown', lpbqMatmul(32, 2048, 2048));
+    const outputFolder = output('outgrown');
+    await expect(
+      compileContext(toolchain!, [model], { soc, share: false, outputFolder, memoryLimit: 64 << 20 }),
+    ).rejects.toMatchObject({
+      code: 'RT203',
+      message: expect.stringContaining('needed more than 64 MiB'),
+      hint: expect.stringContaining('--split'),
+    });
     expect(readdirSync(outputFolder)).toEqual([]);
   });
 

@@ -103,6 +103,32 @@ describe.skipIf(!toolchain)('the demo model in parts', { timeout: 300_000 }, () 
     expect(sqnr).toBeGreaterThan(45);
   });
 
+  test('a dry run foretells the parts that are then made', async () => {
+    const cut = ['--split', '4', '--split-embedding', '--split-head'];
+    const out = join(work, 'dry');
+    const { stdout } = await runNpuc([
+      'compile',
+      demo,
+      '--target',
+      'qnn',
+      ...SHAPES,
+      ...cut,
+      '--dry-run',
+      '--out',
+      out,
+    ]);
+    const lines = stdout.split('\n').filter((line) => line.startsWith('HTP part'));
+    expect(lines).toHaveLength(4);
+    expect(lines[0]).toMatch(/^HTP part 1 of 4 +embedding: .* in 2 graphs, about .* and \d+ CPU seconds to compile$/);
+    const json = await runNpuc(['compile', demo, '--target', 'qnn', ...SHAPES, ...cut, '--dry-run', '--json']);
+    const dry = JSON.parse(json.stdout) as { parts: readonly { peakBytes: number; cpuSeconds: number }[] };
+    const timings = JSON.parse(readFileSync(join(parts.folder, 'timings.json'), 'utf8')) as StageTiming[];
+    const made = timings.flatMap((stage) => stage.parts ?? []);
+    expect(made.map((part) => part.predictedPeakRssBytes)).toEqual(dry.parts.map((part) => part.peakBytes));
+    expect(made.map((part) => part.predictedCpuSeconds)).toEqual(dry.parts.map((part) => part.cpuSeconds));
+    expect(existsSync(out)).toBe(false);
+  });
+
   test('the same bytes again', async () => {
     const again = await compile('again', '--split', '4', '--split-embedding', '--split-head');
     expect(again.manifest.files).toEqual(parts.manifest.files);

@@ -5,13 +5,14 @@ import { makeRecipe } from '../calibration/recipe.ts';
 import { defaultText } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
-import { findToolchain, requireToolchain } from '../targets/qnn/toolchain.ts';
+import { findToolchain, requireToolchain, selectToolchain } from '../targets/qnn/toolchain.ts';
 import { findSoc } from '../targets/socs.ts';
 import type { TargetName } from '../targets/target.ts';
 import type { Command } from './commands.ts';
 import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
 import { countFlag, listFlag, numberFlag, textFlag } from './flags.ts';
 import type { CompileOptions } from './jobs/compile-decoder.ts';
+import { outputOptions } from './output-options.ts';
 import { renderModelPlan, renderPlan } from './render-plan.ts';
 
 interface CompileArguments extends Partial<CompileConfig> {
@@ -57,6 +58,10 @@ export const compileCommand: Command = {
       )
       .option('calibration-windows', countFlag('calibration-windows', 'windows of calibration text (default 32)'))
       .option('evaluate', textFlag('held-out text (default: one that comes with npuc), or none: artifacts only'))
+      .option('encodings-in', textFlag("AIMET's encodings file to use in the place of calibrated encodings"))
+      .option('encodings', textFlag("version of AIMET's encodings file written beside ONNX: 1.0 or 0.6.1 (default 1.0)"))
+      .option('dlc', { type: 'boolean', describe: "also write every HTP graph as a DLC, for the vendor's own tools" })
+      .option('toolchain', textFlag('version of the HTP compiler, such as qnn@2.7.0'))
       .option('eval-tokens', countFlag('eval-tokens', 'tokens of held-out text (default 2048)'))
       .option('prompt', textFlag('prompt of the samples in the report'))
       .option(
@@ -135,20 +140,23 @@ export function compileOptions(
   if (!config.source)
     throw new NpucError('CL001', { message: 'no checkpoint or model given', hint: 'npuc compile <source>' });
   const soc = findSoc(config.soc);
+  if (config.toolchain !== undefined) selectToolchain(config.toolchain);
   const targets = pickTargets(config.target);
+  const recipe = makeRecipe(config.scheme, {
+    cache: config.kv,
+    overrides: config.overrides,
+    ...(config.block === undefined ? {} : { block: config.block }),
+    ...(config.range === undefined ? {} : { range: config.range }),
+    ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
+  });
   return {
     source: config.source,
     out: config.out,
     soc,
     targets,
     targetsAsked: config.target !== undefined,
-    recipe: makeRecipe(config.scheme, {
-      cache: config.kv,
-      overrides: config.overrides,
-      ...(config.block === undefined ? {} : { block: config.block }),
-      ...(config.range === undefined ? {} : { range: config.range }),
-      ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
-    }),
+    recipe,
+    outputs: outputOptions(config, targets, recipe),
     shapes: { tokens: config.tokens, caches: [...new Set(config.cache)].sort((a, b) => a - b) },
     allowExtrapolation: config.allowExtrapolation,
     calibrationText: config.calibrate ?? defaultText('calibration'),

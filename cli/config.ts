@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { ROUNDINGS } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { nearestWord } from '../compiler/nearest.ts';
+import { ENCODINGS_VERSIONS } from '../targets/onnx/encodings-json.ts';
 
 const list = <T extends z.ZodType>(item: T) =>
   z.preprocess(
@@ -64,6 +65,14 @@ export const compileConfig = z.strictObject({
   calibrate: text.optional().describe(TEXT),
   calibrationWindows: count.default(32).describe(COUNT),
   evaluate: text.optional().describe(TEXT),
+  // A bare 1.0 in a file is a number.
+  encodings: z
+    .preprocess((value) => (value === 1 ? '1.0' : value), z.enum(ENCODINGS_VERSIONS))
+    .default('1.0')
+    .describe(ENCODINGS_VERSIONS.join(' or ')),
+  encodingsIn: text.optional().describe(TEXT),
+  dlc: z.boolean().default(false).describe('true or false'),
+  toolchain: text.optional().describe('qnn@ and a version'),
   evalTokens: count.default(2048).describe(COUNT),
   prompt: z.string().default('The capital of France is').describe('a text'),
   bind: z.array(z.string()).default([]).describe('a list of name=number'),

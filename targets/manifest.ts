@@ -24,6 +24,8 @@ export interface Manifest {
     readonly chat: boolean;
     readonly windows: number;
     readonly windowTokens: number;
+    /** SHA-256 of the file of encodings that took the place of calibrated ones. */
+    readonly encodings?: string;
   };
   readonly toolchain: Readonly<Record<string, string>>;
   readonly targets: Readonly<Partial<Record<TargetName, ManifestTarget>>>;
@@ -148,7 +150,13 @@ export interface ModelManifest {
   readonly recipe: Recipe;
   /** Lengths given to symbolic dimensions and shapes given to inputs. */
   readonly bindings: Readonly<Record<string, number | readonly number[]>>;
-  readonly calibration: { readonly digest: string; readonly samples: number; readonly random: boolean };
+  readonly calibration: {
+    readonly digest: string;
+    readonly samples: number;
+    readonly random: boolean;
+    /** SHA-256 of the file of encodings that took the place of calibrated ones. */
+    readonly encodings?: string;
+  };
   readonly toolchain: Readonly<Record<string, string>>;
   readonly targets: Readonly<Partial<Record<TargetName, ModelTargetManifest>>>;
   readonly files: readonly ManifestFile[];

@@ -4,6 +4,7 @@ import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Graph, Module } from '../compiler/ir/graph.ts';
 import type { PassReport } from '../compiler/pass.ts';
 import type { Runner } from '../compiler/runtime/runner.ts';
+import type { EncodingsVersion } from './onnx/encodings-json.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
 import type { Execution, ManifestPort, TargetName } from './target.ts';
@@ -34,6 +35,8 @@ export interface EmitModelContext {
   readonly threads: number;
   readonly toolchain?: Toolchain;
   readonly signal?: AbortSignal;
+  /** Version of AIMET's encodings file, where the target writes one. */
+  readonly encodings?: EncodingsVersion;
 }
 
 export interface OpenModelOptions {

@@ -4,6 +4,7 @@ import type { Progress } from '../compiler/progress.ts';
 import type { DecoderProtocol, DecoderSession, EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
 import type { ShapeRequest } from './graph-requests.ts';
+import type { EncodingsVersion } from './onnx/encodings-json.ts';
 import type { SplitRequest } from './qnn/plan-compile.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
@@ -69,6 +70,8 @@ export interface EmitContext {
   readonly signal?: AbortSignal;
   /** How an artifact that is compiled in parts is cut; by default as few parts as the SoC allows. */
   readonly split?: SplitRequest;
+  /** Version of AIMET's encodings file, where the target writes one. */
+  readonly encodings?: EncodingsVersion;
 }
 
 /** What graphs of one binary save by having their weights in common. */

@@ -33,9 +33,11 @@ import {
   planCompile,
   type SplitRequest,
 } from '../../targets/qnn/plan-compile.ts';
+import { addDlc } from '../../targets/qnn/dump-dlc.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
 import { type Soc, socSupports } from '../../targets/socs.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
+import type { OutputOptions } from '../output-options.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
 import { reproduceCommand } from './reproduce-command.ts';
@@ -58,6 +60,7 @@ export interface CompileOptions {
   readonly io: 'float' | 'quantized';
   /** How the HTP binary is cut. */
   readonly split: SplitRequest;
+  readonly outputs: OutputOptions;
   readonly force: boolean;
   readonly progress: Progress;
 }
@@ -166,16 +169,25 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       const decoder = await quantize(model, statistics, calibrated, options, name);
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
-      const emitted = await target.emit(decoder, {
+      const made = await target.emit(decoder, {
         out: output.partial,
         soc: options.soc,
         shapes: options.shapes,
         threads: options.threads,
         io: options.io,
         split: options.split,
+        encodings: options.outputs.encodings,
         progress,
         ...(toolchain ? { toolchain } : {}),
       });
+      const dlc = name === 'qnn' && options.outputs.dlc;
+      if (dlc) progress.stage('write DLC');
+      const emitted = dlc
+        ? await addDlc(toolchain!, made, output.partial, {
+            soc: options.soc,
+            ...(options.split.maxMemory === undefined ? {} : { memoryLimit: options.split.maxMemory }),
+          })
+        : made;
       targets[name] = evaluated ? emitted : { ...emitted, execution: 'read-back-only' };
     }
     const tokenizer = writeTokenizer(checkpoint.tokenizerFiles, output.partial);
@@ -216,6 +228,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         chat: calibration.chat,
         windows: calibration.windows.length,
         windowTokens: calibration.windows[0]?.length ?? 0,
+        ...(options.outputs.given ? { encodings: options.outputs.given.digest } : {}),
       },
       toolchain: toolchain?.versions ?? {},
       targets,
@@ -250,7 +263,7 @@ function shippedBytes(
   return Object.fromEntries(
     Object.entries(targets).map(([name, target]) => [
       name,
-      target.files.filter((path) => !path.includes('/qdq/')).reduce((sum, path) => sum + bytes.get(path)!, 0),
+      target.files.filter((path) => !/\/(qdq|dlc)\//.test(path)).reduce((sum, path) => sum + bytes.get(path)!, 0),
     ]),
   );
 }
@@ -312,6 +325,7 @@ async function quantize(
     ...formatOf(name),
     kernels: wasmKernels,
     threads: options.threads,
+    ...(options.outputs.given ? { given: options.outputs.given } : {}),
     onWeight: (done, total) => progress.update(done, total),
     onLayer: (done, total) => progress.update(done, total, 'round'),
   });

@@ -5,6 +5,7 @@ import type { NumberFormat, Recipe } from '../../calibration/recipe.ts';
 import { randomSamples, readSamples, type Samples, samplePorts } from '../../calibration/samples.ts';
 import { defaultText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
+import { openOnnx } from '../../compiler/import/onnx.ts';
 import { cloneModule } from '../../compiler/ir/clone.ts';
 import type { Module } from '../../compiler/ir/graph.ts';
 import { toFloats } from '../../compiler/ir/tensor.ts';
@@ -20,7 +21,8 @@ import { serializeReport } from '../../evaluation/write-report.ts';
 import { modelTargets } from '../../targets/index.ts';
 import { describeFile, type ModelManifest, writeManifest } from '../../targets/manifest.ts';
 import type { ModelTarget, ModelTargetManifest } from '../../targets/model-target.ts';
-import { findToolchain, type Toolchain } from '../../targets/qnn/toolchain.ts';
+import { addDlc } from '../../targets/qnn/dump-dlc.ts';
+import { findToolchain, requireToolchain, type Toolchain } from '../../targets/qnn/toolchain.ts';
 import type { TargetName } from '../../targets/target.ts';
 import type { CompileOptions } from './compile-decoder.ts';
 import { openModel } from './open-model.ts';
@@ -165,6 +167,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
         digest: samples.calibration.digest,
         samples: samples.calibration.feeds.length,
         random: samples.calibration.random,
+        ...(options.outputs.given ? { encodings: options.outputs.given.digest } : {}),
       },
       toolchain: (manifests.qnn && toolchain?.versions) ?? {},
       targets: manifests,
@@ -276,6 +279,7 @@ async function emitTarget(
   plain: QuantizedGraph[],
 ): Promise<{ graph: QuantizedGraph; manifest: ModelTargetManifest }> {
   const { progress, recipe, soc } = options;
+  const { given } = options.outputs;
   progress.stage(`quantize for ${target.name}`);
   const lowered = cloneModule(module);
   const isPlain = target.lower(lowered, soc).changed.length === 0;
@@ -290,17 +294,26 @@ async function emitTarget(
       recipe,
       format,
       kernels: wasmKernels,
+      ...(given ? { given: { encodings: given, known: namesOf(options.source) } } : {}),
       onProgress: (count, total) => progress.update(count, total),
     }));
   if (isPlain && !same) plain.push(graph);
   progress.stage(`emit ${target.name}`);
-  const manifest = await target.emit(graph, {
+  const made = await target.emit(graph, {
     out,
     soc,
     threads: options.threads,
+    encodings: options.outputs.encodings,
     ...(toolchain ? { toolchain } : {}),
   });
-  return { graph, manifest };
+  if (target.name !== 'qnn' || !options.outputs.dlc) return { graph, manifest: made };
+  progress.stage('write DLC');
+  return { graph, manifest: await addDlc(toolchain ?? requireToolchain('qnn'), made, out, { soc }) };
+}
+
+/** The names of everything in a model as it is before it is simplified. */
+function namesOf(source: string): Set<string> {
+  return new Set([...openOnnx(source).graph().values].map(({ name }) => name));
 }
 
 /** Whether a graph that was quantized for one target is what quantizing a module for another format would give. */
@@ -319,6 +332,10 @@ function reproduceModelCommand(options: CompileOptions, bind: readonly string[])
   flags.push('--target', options.targets.filter((name) => modelTargets[name]).join(','));
   for (const each of bind) flags.push('--bind', each);
   if (options.calibrationText !== defaultText('calibration')) flags.push('--calibrate', options.calibrationText);
+  const { dlc, encodings, given } = options.outputs;
+  if (given) flags.push('--encodings-in', given.path);
+  if (encodings !== '1.0') flags.push('--encodings', encodings);
+  if (dlc) flags.push('--dlc');
   if (evaluation.text !== defaultText('evaluation')) flags.push('--evaluate', evaluation.text);
   return `npuc compile ${[options.source, ...flags, '--out', options.out].map(quote).join(' ')}`;
 }

@@ -25,6 +25,10 @@ export function reproduceCommand(options: CompileOptions): string {
   if (head) flags.push(['split-head', '']);
   if (maxMemory !== undefined) flags.push(['max-memory', String(maxMemory)]);
   if (options.io !== 'float') flags.push(['io', options.io]);
+  const { dlc, encodings, given } = options.outputs;
+  if (given) flags.push(['encodings-in', given.path]);
+  if (encodings !== '1.0') flags.push(['encodings', encodings]);
+  if (dlc) flags.push(['dlc', '']);
   if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);
   if (options.calibrationText !== defaultText('calibration')) flags.push(['calibrate', options.calibrationText]);
   flags.push(['calibration-windows', String(options.calibrationWindows)]);
@@ -37,7 +41,7 @@ export function reproduceCommand(options: CompileOptions): string {
 }
 
 /** Flags that take no value. */
-const SWITCHES: ReadonlySet<string> = new Set(['allow-extrapolation', 'split-embedding', 'split-head']);
+const SWITCHES: ReadonlySet<string> = new Set(['allow-extrapolation', 'dlc', 'split-embedding', 'split-head']);
 
 function writeFlag([name, value]: readonly [string, string]): string {
   if (SWITCHES.has(name)) return `--${name}`;

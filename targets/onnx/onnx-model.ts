@@ -13,13 +13,13 @@ export const onnxModelTarget: ModelTarget = {
   name: 'onnx',
   format: () => onnxFormat,
   lower: (module) => runPasses(module, []),
-  async emit({ module, recipe }, { out }) {
+  async emit({ module, recipe }, { out, encodings }) {
     const folder = join(out, 'onnx');
     mkdirSync(folder, { recursive: true });
     const written = writeOnnx(module, join(folder, 'model.onnx'));
     const files = written.files.map(({ path }) => `onnx/${basename(path)}`);
     if (recipe.scheme !== 'fp16') {
-      writeEncodings(module.graph(), join(folder, 'encodings.json'));
+      writeEncodings(module.graph(), join(folder, 'encodings.json'), encodings);
       files.push('onnx/encodings.json');
     }
     return { file: 'onnx/model.onnx', ...modelPorts(module.graph()), execution: 'executed', facts: {}, files };

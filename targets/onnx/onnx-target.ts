@@ -28,7 +28,7 @@ export const onnxTarget: DecoderTarget = {
       modules.map((module, i) => ({ module, path: join(folder, `${requests[i]!.name}.onnx`) })),
       'weights.data',
     );
-    writeEncodings(modules.at(-1)!.graph(), join(folder, 'encodings.json'));
+    writeEncodings(modules.at(-1)!.graph(), join(folder, 'encodings.json'), context.encodings);
     const graphs: ManifestGraph[] = requests.map((request) => ({
       name: request.name,
       tokens: request.tokens,

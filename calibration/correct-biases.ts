@@ -5,6 +5,7 @@ import { type Graph, intAttribute, intsAttribute, type Module, type Node, tensor
 import { Tensor, toFloats } from '../compiler/ir/tensor.ts';
 import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
 import type { Tensors } from '../compiler/runtime/runner.ts';
+import type { CompensatedWeight } from './compensate-weights.ts';
 
 const TAP = '#bias_error';
 
@@ -20,18 +21,23 @@ const CHANNEL_AXIS: Readonly<Record<string, number>> = { Conv: 1, ConvTranspose:
  * "Data-free quantization through weight equalization and bias correction", 2019, section 4.2, here with the samples'
  * true inputs). All layers are measured at once, each on the float graph's own values.
  * @param module the float graph, whose weights `encodings` are for
+ * @param rounded weights whose integers were chosen otherwise than by rounding to nearest
  * @returns new biases by name
  */
 export async function correctBiases(
   module: Module,
   encodings: ReadonlyMap<string, Encoding>,
   feeds: readonly Tensors[],
+  rounded: ReadonlyMap<string, CompensatedWeight> = new Map(),
   open?: OpenEngine,
 ): Promise<Map<string, Tensor>> {
   const sites = module.graph().nodes.filter((node) => isSite(node, encodings));
   if (sites.length === 0) return new Map();
   const probe = cloneModule(module);
-  for (const node of sites) addProbe(probe, node, encodings.get(node.input(1).name)!);
+  for (const node of sites) {
+    const { name } = node.input(1);
+    addProbe(probe, node, encodings.get(name)!, rounded.get(name)?.values);
+  }
   const taps = sites.map((node) => node.output().name + TAP);
   const sums = new Map<string, Float64Array>();
   const runner = await openModule(probe, open);
@@ -72,12 +78,15 @@ function isSite(node: Node, encodings: ReadonlyMap<string, Encoding>): boolean {
 }
 
 /** A second node of the same kind that multiplies the same input with the weights' rounding errors, reduced to channels. */
-function addProbe(module: Module, site: Node, encoding: Encoding): void {
+function addProbe(module: Module, site: Node, encoding: Encoding, rounded: Tensor | undefined): void {
   const graph = module.graph();
   const output = graph.find(site.output().name)!;
   const node = output.producer!;
   const weight = node.input(1);
-  const error = graph.addConstant(`${weight.name}#error`, roundingErrors(weight.data!, encoding, weight.name));
+  const error = graph.addConstant(
+    `${weight.name}#error`,
+    roundingErrors(weight.data!, rounded ?? weight.data!, encoding, weight.name),
+  );
   const probed = graph.emit(node.op, [node.input(0), error], {
     ...(output.type ? { type: output.type } : {}),
     attributes: Object.fromEntries(node.attributes),
@@ -94,8 +103,8 @@ function addProbe(module: Module, site: Node, encoding: Encoding): void {
 }
 
 /** Every weight's distance from what its integer stands for. */
-function roundingErrors(data: Tensor, encoding: Encoding, name: string): Tensor {
-  const integers = quantizeLazily(data, encoding, name).toData().data as Int8Array;
+function roundingErrors(data: Tensor, rounded: Tensor, encoding: Encoding, name: string): Tensor {
+  const integers = quantizeLazily(rounded, encoding, name).toData().data as Int8Array;
   const weights = data.toFloats();
   const axis = encoding.axis ?? 0;
   const inner = data.shape.slice(axis + 1).reduce((product, dim) => product * dim, 1);

@@ -179,7 +179,14 @@ function rangeOf(
   if (value.data) return rangeOfConstant(value);
   const root = movementRoot(value);
   const seen = statistics.get(root.name) ?? statistics.get(root.name.replace(/(\.(wide|as8|as16|right))+$/, ''));
-  return seen && chooseRange(seen, recipe, bits);
+  return seen && withinBounds(root, chooseRange(seen, recipe, bits));
+}
+
+/** No headroom beyond the constant bounds of a Clip. */
+function withinBounds(value: Value, range: { min: number; max: number }): { min: number; max: number } {
+  if (value.producer?.op !== 'Clip') return range;
+  const [low, high] = [1, 2].map((index) => value.producer?.inputs[index]?.data?.toFloats()[0]);
+  return { min: Math.max(range.min, low ?? range.min), max: Math.min(range.max, high ?? range.max) };
 }
 
 function rangeOfConstant(value: Value): { min: number; max: number } {

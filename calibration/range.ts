@@ -3,10 +3,15 @@ import type { ValueStatistics } from './statistics.ts';
 
 /**
  * The range that an activation's encoding covers. `min-max` covers all; the other two cut tails where the histogram is
- * known: `percentile` a fixed share, `histogram-mse` what makes the expected squared error least.
+ * known: `percentile` a fixed share, `histogram-mse` what makes the expected squared error least. At 16 bits steps are
+ * plenty: the recipe's headroom is added on either side for inputs that calibration has not seen.
  */
 export function chooseRange(seen: ValueStatistics, recipe: Recipe, bits: 8 | 16): { min: number; max: number } {
-  if (recipe.range === 'min-max' || bits === 16 || !seen.histogram) return { min: seen.min, max: seen.max };
+  if (bits === 16) {
+    const wider = 1 + (recipe.headroom ?? 0);
+    return { min: seen.min * wider, max: seen.max * wider };
+  }
+  if (recipe.range === 'min-max' || !seen.histogram) return { min: seen.min, max: seen.max };
   return recipe.range === 'percentile' ? cutTails(seen, recipe.percentile) : minimizeError(seen, 255);
 }
 

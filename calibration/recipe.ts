@@ -30,6 +30,8 @@ export interface Recipe {
   readonly range: 'min-max' | 'percentile' | 'histogram-mse';
   /** Share of the distribution's tail that `percentile` may cut on each side. */
   readonly percentile: number;
+  /** Share by which 16-bit ranges exceed what calibration saw, on either side; 0 when absent. */
+  readonly headroom?: number;
   /** SmoothQuant-style migration: exponent of the activation maximum, 0 for none, `search` to measure. */
   readonly migration: number | 'search';
   /** Automatic promotion to 16 bits of what reads or writes a value of this typical SQNR in dB or less at 8 bits. */

@@ -10,6 +10,7 @@ import {
   type ScaleSearch,
   type SearchOptions,
 } from '../compiler/kernels/kernels.ts';
+import type { CompensatedWeight } from './compensate-weights.ts';
 import type { Plan } from './plan.ts';
 import type { WeightPlan } from './plan-weights.ts';
 import type { WeightForm } from './recipe.ts';
@@ -69,6 +70,7 @@ export async function searchWeight(
  * Encodings of every planned weight and embedding table, one tensor in memory at a time.
  * @param onWeight called after each one, for progress
  * @param searcher where the searches run
+ * @param chosen weights whose integers are decided already
  */
 export async function encodeWeights(
   graph: Graph,
@@ -77,12 +79,15 @@ export async function encodeWeights(
   kernels: Kernels,
   onWeight?: (done: number, total: number) => void,
   searcher: ScaleSearcher = kernels,
+  chosen: ReadonlyMap<string, CompensatedWeight> = new Map(),
 ): Promise<Map<string, Encoding>> {
   const encodings = new Map<string, Encoding>();
   const total = plan.weights.size + plan.tables.size;
   const report = (): void => onWeight?.(encodings.size, total);
   for (const weight of plan.weights.values()) {
-    const encoding = await encodeWeight(graph.find(weight.name)!, weight, statistics, kernels, searcher);
+    const encoding =
+      chosen.get(weight.name)?.encoding ??
+      (await encodeWeight(graph.find(weight.name)!, weight, statistics, kernels, searcher));
     encodings.set(weight.name, widenForBiases(graph, encoding, weight, plan));
     report();
   }

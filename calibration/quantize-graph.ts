@@ -7,7 +7,7 @@ import { findOp } from '../compiler/ops/index.ts';
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
 import type { Tensors } from '../compiler/runtime/runner.ts';
 import { adoptEncodings, adoptWeights, widthsOf } from './adopt-encodings.ts';
-import { compensateWeights } from './compensate-weights.ts';
+import { type CompensatedWeight, compensateWeights } from './compensate-weights.ts';
 import { correctBiases, replaceBiases } from './correct-biases.ts';
 import { equalizeLayers } from './equalize-layers.ts';
 import { collectGraphStatistics } from './graph-statistics.ts';
@@ -64,7 +64,8 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   }
   requireSingle(float.graph());
   separateBiases(float.graph());
-  await equalizeLayers(float, inputs.feeds, recipe.activation, inputs.open);
+  // Given encodings are of the values and weights as they are.
+  if (!given) await equalizeLayers(float, inputs.feeds, recipe.activation, inputs.open);
   const opset = float.opsets.get('') ?? 0;
   const statistics = await collectGraphStatistics(float, inputs.feeds, {
     histograms: recipe.range !== 'min-max' && recipe.activation === 8,
@@ -72,8 +73,8 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     ...(inputs.open ? { open: inputs.open } : {}),
     ...(inputs.onProgress ? { onProgress: inputs.onProgress } : {}),
   });
-  const rounded = process.env.NOCOMP
-    ? new Map()
+  const rounded = given
+    ? new Map<string, CompensatedWeight>()
     : await compensateWeights({
         float,
         plans: planWeights(float.graph(), recipe, format, []),

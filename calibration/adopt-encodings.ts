@@ -193,17 +193,20 @@ function weightEncoding(
   if ([...value.uses].some(({ node }) => node.op !== 'MatMul')) refuse('blocks of weights are for MatMul only');
   if (format.blocks !== 'lpbq' || dims.length !== 2 || bits !== 4) refuse('the target has no such blocks');
   const inputs = dims[1 - axis]!;
-  const perChannel = inputs / blocks.size;
-  if (scale.length !== channels || blocks.scale.length !== channels * perChannel)
+  const count = inputs / blocks.size;
+  if (scale.length !== channels || blocks.scale.length !== channels * count)
     refuse(`${blocks.scale.length} block scales of ${blocks.size} for ${channels} channels of ${inputs}`);
-  if (format.brokenCounts[blocks.size as 64]?.has(perChannel) || ![16, 32, 64].includes(blocks.size))
-    refuse(`the target cannot take ${perChannel} blocks of ${blocks.size}`);
-  const block = blocks.size;
-  const blockScale = Uint8Array.from(blocks.scale);
+  if (![16, 32, 64].includes(blocks.size)) refuse(`blocks of ${blocks.size} are not 16, 32 or 64`);
+  // Two halves of one scale are the same numbers, where the target's runtime cannot take so many blocks.
+  const halves = format.brokenCounts[blocks.size as 64]?.has(count) ? 2 : 1;
+  const block = blocks.size / halves;
+  const perChannel = count * halves;
+  const scales = blocks.scale.flatMap((each) => Array.from({ length: halves }, () => each));
+  const blockScale = Uint8Array.from(scales);
   // The file has the blocks of a channel together; the IR follows the weight's own axes.
   if (axis > 1 - axis) {
     for (let channel = 0; channel < channels; channel++)
-      for (let b = 0; b < perChannel; b++) blockScale[b * channels + channel] = blocks.scale[channel * perChannel + b]!;
+      for (let b = 0; b < perChannel; b++) blockScale[b * channels + channel] = scales[channel * perChannel + b]!;
   }
   return { dtype, scale: Float32Array.from(scale), axis: 1 - axis, block, channelAxis: axis, blockScale };
 }

@@ -1,17 +1,25 @@
 import type { Pass } from '../compiler/pass.ts';
 import { addNormBias } from './add-norm-bias.ts';
 import { convertConstantNodes } from './convert-constant-nodes.ts';
+import { decomposeActivations } from './decompose-activations.ts';
 import { decomposeBatchNorm } from './decompose-batch-norm.ts';
 import { decomposeEdgePad } from './decompose-edge-pad.ts';
+import { decomposeEinsum } from './decompose-einsum.ts';
+import { decomposeExclusiveSum } from './decompose-exclusive-sum.ts';
 import { decomposeGelu } from './decompose-gelu.ts';
 import { decomposeGemm } from './decompose-gemm.ts';
+import { decomposeL1Norm } from './decompose-l1-norm.ts';
 import { decomposeLayerNorm } from './decompose-layer-norm.ts';
+import { decomposeNearestResize } from './decompose-nearest-resize.ts';
+import { decomposeReductions } from './decompose-reductions.ts';
 import { decomposeRmsNorm } from './decompose-rms-norm.ts';
 import { decomposeRope } from './decompose-rope.ts';
 import { decomposeSilu } from './decompose-silu.ts';
+import { decomposeTrilu } from './decompose-trilu.ts';
 import { eliminateCommonSubexpressions } from './eliminate-common-subexpressions.ts';
 import { eliminateDeadCode } from './eliminate-dead-code.ts';
 import { eliminateNoops } from './eliminate-noops.ts';
+import { flattenLayerNorm } from './flatten-layer-norm.ts';
 import { foldAttentionScale } from './fold-attention-scale.ts';
 import { foldConstants } from './fold-constants.ts';
 import { foldConvAffine } from './fold-conv-affine.ts';
@@ -52,9 +60,17 @@ export const fuse: readonly Pass[] = [
 
 /** What HTP refuses or computes wrongly in the form that models have it, after `fuse`. */
 export const lowerForHtp: readonly Pass[] = [
+  decomposeActivations,
   decomposeBatchNorm, // what fuse left: those behind a convolution are in its weights
+  flattenLayerNorm, // before add-norm-bias, which wants a vector
   addNormBias,
+  decomposeL1Norm,
+  decomposeReductions,
+  decomposeExclusiveSum,
+  decomposeEinsum,
   decomposeEdgePad,
+  decomposeNearestResize,
+  decomposeTrilu,
 ];
 
 /** Every generic pass that needs no options, by name: for `--passes`, for tests and for the documentation. */
@@ -62,17 +78,25 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
   [
     addNormBias,
     convertConstantNodes,
+    decomposeActivations,
     decomposeBatchNorm,
     decomposeEdgePad,
+    decomposeEinsum,
+    decomposeExclusiveSum,
     decomposeGelu,
     decomposeGemm,
+    decomposeL1Norm,
     decomposeLayerNorm,
+    decomposeNearestResize,
+    decomposeReductions,
     decomposeRmsNorm,
     decomposeRope,
     decomposeSilu,
+    decomposeTrilu,
     eliminateCommonSubexpressions,
     eliminateDeadCode,
     eliminateNoops,
+    flattenLayerNorm,
     foldAttentionScale,
     foldConstants,
     foldConvAffine,

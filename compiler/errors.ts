@@ -107,7 +107,6 @@ export const ERROR_TITLES = {
   RT203: 'native process needs more memory than allowed',
   TF201: 'op has no TFLite lowering',
   TF202: 'type has no TFLite form',
-  TF203: 'TFLite is not made from ONNX models',
   TG001: 'unknown SoC',
   TG002: 'SoC lacks a feature',
   TG101: 'encoding cannot be written to ONNX',

@@ -7,9 +7,12 @@ import { decomposeEdgePad } from './decompose-edge-pad.ts';
 import { decomposeEinsum } from './decompose-einsum.ts';
 import { decomposeExclusiveSum } from './decompose-exclusive-sum.ts';
 import { decomposeGelu } from './decompose-gelu.ts';
-import { decomposeGemm } from './decompose-gemm.ts';
+import { decomposeGemm, decomposeGeneralGemm } from './decompose-gemm.ts';
+import { decomposeHardSigmoid } from './decompose-hard-sigmoid.ts';
+import { decomposeHardSwish } from './decompose-hard-swish.ts';
 import { decomposeL1Norm } from './decompose-l1-norm.ts';
 import { decomposeLayerNorm } from './decompose-layer-norm.ts';
+import { decomposeLstm } from './decompose-lstm.ts';
 import { decomposeNearestResize } from './decompose-nearest-resize.ts';
 import { decomposeReductions } from './decompose-reductions.ts';
 import { decomposeRmsNorm } from './decompose-rms-norm.ts';
@@ -23,6 +26,7 @@ import { flattenLayerNorm } from './flatten-layer-norm.ts';
 import { foldAttentionScale } from './fold-attention-scale.ts';
 import { foldConstants } from './fold-constants.ts';
 import { foldConvAffine } from './fold-conv-affine.ts';
+import { fuseDepthToSpace } from './fuse-depth-to-space.ts';
 import { fuseGelu } from './fuse-gelu.ts';
 import { fuseHardSwish } from './fuse-hard-swish.ts';
 import { fuseLayerNorm } from './fuse-layer-norm.ts';
@@ -32,6 +36,7 @@ import { fuseRope } from './fuse-rope.ts';
 import { fuseSilu } from './fuse-silu.ts';
 import { inlineConstantBranches } from './inline-constant-branches.ts';
 import { inlineLocalFunctions } from './inline-local-functions.ts';
+import { mergeTransposedGroups } from './merge-transposed-groups.ts';
 
 /**
  * What an ONNX import goes through, until nothing changes (`runPasses(module, simplify, { untilStable: true })`). Order
@@ -73,6 +78,22 @@ export const lowerForHtp: readonly Pass[] = [
   decomposeTrilu,
 ];
 
+/** What TFLite has no operator for, after `fuse`; the layout of images is the lowering's own affair. */
+export const lowerForTflite: readonly Pass[] = [
+  fuseDepthToSpace, // before the first Reshape is folded into something else
+  fuseMatmulAdd, // a product of matrices and its bias are one operator
+  decomposeGeneralGemm, // those that are not
+  decomposeLstm,
+  decomposeBatchNorm, // what fuse left: those behind a convolution are in its weights
+  decomposeLayerNorm,
+  decomposeRmsNorm,
+  decomposeHardSigmoid,
+  decomposeEdgePad,
+  mergeTransposedGroups,
+  eliminateNoops, // the Identities that stand for an LSTM's outputs
+  eliminateDeadCode, // constants of what was rewritten
+];
+
 /** Every generic pass that needs no options, by name: for `--passes`, for tests and for the documentation. */
 export const PASSES: ReadonlyMap<string, Pass> = new Map(
   [
@@ -85,8 +106,12 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     decomposeExclusiveSum,
     decomposeGelu,
     decomposeGemm,
+    decomposeGeneralGemm,
+    decomposeHardSigmoid,
+    decomposeHardSwish,
     decomposeL1Norm,
     decomposeLayerNorm,
+    decomposeLstm,
     decomposeNearestResize,
     decomposeReductions,
     decomposeRmsNorm,
@@ -100,6 +125,7 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     foldAttentionScale,
     foldConstants,
     foldConvAffine,
+    fuseDepthToSpace,
     fuseGelu,
     fuseHardSwish,
     fuseLayerNorm,
@@ -109,5 +135,6 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     fuseSilu,
     inlineConstantBranches,
     inlineLocalFunctions,
+    mergeTransposedGroups,
   ].map((pass) => [pass.name, pass]),
 );

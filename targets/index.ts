@@ -6,6 +6,7 @@ import { onnxTarget } from './onnx/onnx-target.ts';
 import { qnnModelTarget } from './qnn/qnn-model.ts';
 import { qnnTarget } from './qnn/qnn-target.ts';
 import type { DecoderTarget, TargetName } from './target.ts';
+import { tfliteModelTarget } from './tflite/tflite-model.ts';
 import { tfliteTarget } from './tflite/tflite-target.ts';
 
 /** Every target that compiles decoders. */
@@ -16,9 +17,10 @@ export const decoderTargets: Readonly<Record<TargetName, DecoderTarget>> = {
 };
 
 /** Every target that compiles ONNX models. */
-export const modelTargets: Readonly<Partial<Record<TargetName, ModelTarget>>> = {
+export const modelTargets: Readonly<Record<TargetName, ModelTarget>> = {
   onnx: onnxModelTarget,
   qnn: qnnModelTarget,
+  tflite: tfliteModelTarget,
 };
 
 export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite'];

@@ -1,5 +1,5 @@
 import type { QuantizedGraph } from '../calibration/quantize-graph.ts';
-import type { NumberFormat } from '../calibration/recipe.ts';
+import type { NumberFormat, Recipe } from '../calibration/recipe.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Graph, Module } from '../compiler/ir/graph.ts';
 import type { PassReport } from '../compiler/pass.ts';
@@ -49,7 +49,7 @@ export interface ModelTarget {
   /** Legal integers; they can depend on the SoC. */
   format(soc: Soc): NumberFormat;
   /** Rewrites a module of its own, in place, into what the target computes whole and rightly. */
-  lower(module: Module, soc: Soc): PassReport;
+  lower(module: Module, soc: Soc, recipe?: Recipe): PassReport;
   /** Writes the artifact. */
   emit(quantized: QuantizedGraph, context: EmitModelContext): Promise<ModelTargetManifest>;
   /** Opens the artifact itself. @param folder the output folder */

@@ -60,7 +60,7 @@ const RANDOM_EVALUATION = { count: 2, seed: 2 };
  * @throws as compileOnnx, for what the model and the bindings can be wrong in
  */
 export function planOnnx(options: CompileOptions, bind: readonly string[]): ModelPlan {
-  const { targets, remarks } = pickTargets(options);
+  const { targets } = options;
   const { module, remarks: said } = openModel(options.source, bind);
   const graph = module.graph();
   const weights = [...module.weights];
@@ -70,9 +70,9 @@ export function planOnnx(options: CompileOptions, bind: readonly string[]): Mode
     nodes: graph.nodes.length,
     weights: weights.reduce((sum, tensor) => sum + tensor.size, 0),
     weightBytes: weights.reduce((sum, tensor) => sum + tensor.byteLength, 0),
-    targets: targets.map(({ name }) => name),
+    targets,
     recipe: options.recipe,
-    remarks: [...remarks, ...said],
+    remarks: said,
   };
 }
 
@@ -81,11 +81,13 @@ export function planOnnx(options: CompileOptions, bind: readonly string[]): Mode
  * The output folder appears at the end, whole; on any error nothing is left.
  * @param bind `name=number` for symbolic dimensions, `input=1x3x224x224` for whole shapes
  * @throws CL001 for a binding that cannot be read, PS110 naming dimensions without one, PS111 for one that fits nothing,
- *   QT120 for samples that do not fit, TF203 when TFLite is asked for, QN010 and QN011 when HTP is asked for and refuses
+ *   QT120 for samples that do not fit, TF201 and TF202 when TFLite is asked for and has no form for an operator, QN010 and
+ *   QN011 when HTP is asked for and refuses
  */
 export async function compileOnnx(options: CompileOptions, bind: readonly string[]): Promise<CompileModelResult> {
   const { progress, recipe, soc } = options;
-  const { targets, remarks } = pickTargets(options);
+  const targets = options.targets.map((name) => modelTargets[name]);
+  const remarks: string[] = [];
   progress.stage('read model');
   const { module, digest, bindings, remarks: said } = openModel(options.source, bind);
   remarks.push(...said);
@@ -203,25 +205,8 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
   }
 }
 
-/** What HTP says to a graph that it does not take: without being asked for, the target is then left out. */
-const REFUSALS: ReadonlySet<string> = new Set(['QN010', 'QN011', 'TG002']);
-
-function pickTargets(options: CompileOptions): { targets: ModelTarget[]; remarks: string[] } {
-  const targets: ModelTarget[] = [];
-  const remarks: string[] = [];
-  for (const name of options.targets) {
-    const target = modelTargets[name];
-    if (target) targets.push(target);
-    else if (options.targetsAsked) {
-      throw new NpucError('TF203', {
-        message: `${name} artifacts are made from checkpoints, not yet from ONNX models`,
-        where: options.source,
-        hint: `--target ${Object.keys(modelTargets).join(',')}`,
-      });
-    } else remarks.push(`${name} is left out: it is not yet made from ONNX models`);
-  }
-  return { targets, remarks };
-}
+/** What targets say to a graph that they do not take: without being asked for, the target is then left out. */
+const REFUSALS: ReadonlySet<string> = new Set(['QN010', 'QN011', 'TF201', 'TF202', 'TG002']);
 
 interface AllSamples {
   readonly calibration: Samples;
@@ -282,7 +267,7 @@ async function emitTarget(
   const { given } = options.outputs;
   progress.stage(`quantize for ${target.name}`);
   const lowered = cloneModule(module);
-  const isPlain = target.lower(lowered, soc).changed.length === 0;
+  const isPlain = target.lower(lowered, soc, recipe).changed.length === 0;
   const format = target.format(soc);
   // Targets of one number format that need no rewriting get the very same integers.
   const same = isPlain ? plain.find((other) => servesAlike(other, module, format)) : undefined;
@@ -329,7 +314,7 @@ function reproduceModelCommand(options: CompileOptions, bind: readonly string[])
   const { recipe, evaluation } = options;
   const flags = ['--soc', options.soc.name, '--scheme', recipe.scheme, '--range', recipe.range];
   if (recipe.scheme === 'w4a16') flags.push('--block', String(recipe.weight.block));
-  flags.push('--target', options.targets.filter((name) => modelTargets[name]).join(','));
+  flags.push('--target', options.targets.join(','));
   for (const each of bind) flags.push('--bind', each);
   if (options.calibrationText !== defaultText('calibration')) flags.push('--calibrate', options.calibrationText);
   const { dlc, encodings, given } = options.outputs;

@@ -66,7 +66,7 @@ export function cubicWeight(distance: number, a: number): number {
 }
 
 /** Input indices and weights that make one output index. */
-interface Taps {
+export interface Taps {
   readonly indices: readonly number[];
   readonly weights: readonly number[];
   readonly outside: boolean;
@@ -183,6 +183,30 @@ function planOf(x: TensorData, inputs: readonly (TensorData | undefined)[], node
     extrapolation: node.float('extrapolation_value', 0),
     antialias: node.int('antialias', 0) === 1,
   };
+}
+
+/** One resized axis as a table: which inputs make every output. */
+export interface ResizedAxis {
+  readonly axis: number;
+  readonly from: number;
+  readonly taps: readonly Taps[];
+}
+
+/**
+ * What a Resize of fixed shape computes, axis by axis: all modes are separable.
+ * @returns undefined where scales or sizes are not constant
+ */
+export function resizedAxes(node: Node, opset: number): ResizedAxis[] | undefined {
+  if (node.inputs.slice(1).some((input) => input && !input.data)) return undefined;
+  const x: TensorData = { dtype: 'f32', shape: node.input(0).dims, data: new Float32Array(0) };
+  const plan = planOf(x, [x, ...node.inputs.slice(1).map((input) => input?.data?.toData())], node, opset);
+  return plan.axes
+    .filter(({ from, to, scale }) => from !== to || scale !== 1 || plan.coordinates === 'tf_crop_and_resize')
+    .map((axis) => ({
+      axis: axis.axis,
+      from: axis.from,
+      taps: Array.from({ length: axis.to }, (_, at) => tapsOf(at, axis, plan)),
+    }));
 }
 
 function inferResize(context: InferContext): Dim[] | undefined {

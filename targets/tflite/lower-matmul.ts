@@ -3,7 +3,7 @@ import { type Encoding, integerRange, roundEven } from '../../compiler/ir/encodi
 import type { Node, Value } from '../../compiler/ir/graph.ts';
 import { packSubByte, Tensor, transposeTensor } from '../../compiler/ir/tensor.ts';
 import type { Lowering } from './lowering.ts';
-import { quantizationOf, typeOf } from './subgraph-builder.ts';
+import { quantizationOf, type SubgraphBuilder, typeOf } from './subgraph-builder.ts';
 
 /**
  * FULLY_CONNECTED for a constant [K, N] right operand, a constant vector added to the product as its bias;
@@ -140,19 +140,30 @@ function transposeIntegers(source: Tensor): Tensor {
 /** The kernels' fixed-point multiplication takes int64 sums of less than 48 bits (kernels/internal/common.h). */
 const LARGEST_WIDE_BIAS = 2 ** 46;
 
-/** A bias vector: floats, or integers at input scale times weight scale, int64 for int16 activations and int32 for int8. */
+/** A bias vector: floats, or integers. */
 function addBias({ builder }: Lowering, bias: Value, input: Value, weight: Value): number {
   const floats = bias.data!.toFloats();
   if (!input.encoding || !weight.encoding) {
     return builder.addConstant(bias.name, Tensor.of('f32', [floats.length], floats));
   }
-  const [inputScale] = input.encoding.scale;
-  const scales = weight.encoding.scale;
+  return addIntegerBias(builder, bias.name, floats, input.encoding, weight.encoding);
+}
+
+/** A bias as integers at input scale times weight scale: int64 for int16 activations and int32 for int8. */
+export function addIntegerBias(
+  builder: SubgraphBuilder,
+  name: string,
+  floats: Float32Array,
+  input: Encoding,
+  weight: Encoding,
+): number {
+  const [inputScale] = input.scale;
+  const scales = weight.scale;
   const scale = Float32Array.from(floats, (_, n) => inputScale! * scales[scales.length === 1 ? 0 : n]!);
-  const dtype = input.encoding.dtype === 'i16' ? 'i64' : 'i32';
+  const dtype = input.dtype === 'i16' ? 'i64' : 'i32';
   const [low, high] = dtype === 'i64' ? [-LARGEST_WIDE_BIAS, LARGEST_WIDE_BIAS] : integerRange(dtype);
   const integers = Array.from(floats, (value, n) => Math.min(high, Math.max(low, roundEven(value / scale[n]!))));
-  return builder.addConstant(bias.name, Tensor.of(dtype, [integers.length], integers), {
+  return builder.addConstant(name, Tensor.of(dtype, [integers.length], integers), {
     scale,
     zeroPoint: new Int32Array(scale.length),
     quantizedDimension: 0,

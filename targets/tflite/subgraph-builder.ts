@@ -17,6 +17,7 @@ const TYPES: Readonly<Partial<Record<DType, TensorTypeCode>>> = {
   i16: TensorType.INT16,
   i32: TensorType.INT32,
   i64: TensorType.INT64,
+  u8: TensorType.UINT8,
   bool: TensorType.BOOL,
 };
 
@@ -100,6 +101,7 @@ export class SubgraphBuilder {
       name,
       inputs.map((index) => this.graph.tensors[index]),
       outputs.map((index) => this.tensor(index)),
+      options,
     );
     const operator: TfliteOperator = { code: BuiltinOperator[name], version, inputs, outputs };
     if (options) operator.options = options;
@@ -159,9 +161,15 @@ function unsupportedType(where: string, dtype: DType): NpucError {
  * @throws TF202
  */
 export function typeOf(value: Value): TensorTypeCode {
-  const dtype = value.encoding?.dtype ?? value.dtype;
+  // Unsigned bytes are a type of their own; kernels of quantized values take signed ones.
+  if (value.encoding?.dtype === 'u8') throw unsupportedType(value.name, 'u8');
+  return typeCode(value.encoding?.dtype ?? value.dtype, value.name);
+}
+
+/** The TFLite type of elements. @throws TF202 */
+export function typeCode(dtype: DType, where: string): TensorTypeCode {
   const type = TYPES[dtype];
-  if (type === undefined) throw unsupportedType(value.name, dtype);
+  if (type === undefined) throw unsupportedType(where, dtype);
   return type;
 }
 

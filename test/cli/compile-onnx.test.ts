@@ -231,7 +231,10 @@ describe('bad input gives one coded error, exit code 2, and leaves nothing behin
   test('a binding that is no number', () => expectRefusal(/^CL001 --bind batch=two/, ['--bind', 'batch=two']));
   test('a binding without a name', () => expectRefusal(/^CL001/, ['--bind', '=3']));
   test('a shape that contradicts the model', () => expectRefusal(/^PS111 .*\[2,5\]/, ['--bind', 'x=2x5']));
-  test('tflite, which is not made from ONNX models', () => expectRefusal(/^TF203 /, [...bound, '--target', 'tflite']));
+  test('an operator that TFLite has no form for', () => {
+    const body = 'in %x : f32[batch,4]\n%y = Hardmax(%x)\nout %y';
+    return expectRefusal(/^TF201 .*Hardmax/, [...bound, '--target', 'tflite'], body);
+  });
   test('half floats to be quantized', () => expectRefusal(/^QT121 /, [], 'in %x : f16[1,4]\n%y = Relu(%x)\nout %y'));
 
   test('samples that lack an input', () =>

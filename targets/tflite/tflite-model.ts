@@ -1,0 +1,54 @@
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { litertFormat } from '../../calibration/recipe.ts';
+import { cloneModule } from '../../compiler/ir/clone.ts';
+import { runPasses } from '../../compiler/pass.ts';
+import { openLitert } from '../../compiler/runtime/litert.ts';
+import { decomposeHardSwish } from '../../passes/decompose-hard-swish.ts';
+import { lowerForTflite } from '../../passes/pipelines.ts';
+import { storeWeightsF16 } from '../../passes/store-weights-f16.ts';
+import { type ModelTarget, modelPorts } from '../model-target.ts';
+import { lowerModel } from './graph/lower-model.ts';
+import { writeTflite } from './write.ts';
+
+const FILE = 'tflite/model.tflite';
+
+/** The name of the one signature, which is also that of the subgraph. */
+const SIGNATURE = 'serving_default';
+
+/**
+ * Any graph as one TFLite file with float ports in the model's own layout, which LiteRT executes. Without encodings its
+ * weights are half floats.
+ */
+export const tfliteModelTarget: ModelTarget = {
+  name: 'tflite',
+  format: () => litertFormat,
+  // HARD_SWISH has an 8-bit kernel and none of 16 bits.
+  lower: (module, _soc, recipe) =>
+    runPasses(module, recipe?.scheme === 'w8a8' ? lowerForTflite : [decomposeHardSwish, ...lowerForTflite]),
+  async emit(quantized, { out }) {
+    mkdirSync(join(out, 'tflite'), { recursive: true });
+    const module = cloneModule(quantized.module);
+    if (quantized.recipe.scheme === 'fp16') runPasses(module, [storeWeightsF16()]);
+    const graph = module.graph();
+    graph.name = SIGNATURE;
+    const { model, operators, transposes, floats } = lowerModel(graph, 'float');
+    writeTflite(join(out, FILE), model);
+    const { inputs, outputs } = modelPorts(graph);
+    const used = new Set(graph.inputs.filter((value) => graph.isUsed(value)).map(({ name }) => name));
+    return {
+      file: FILE,
+      // A signature has no input that nothing reads.
+      inputs: inputs.filter(({ name }) => used.has(name)),
+      outputs,
+      execution: 'executed',
+      facts: {
+        operators,
+        transposes,
+        floatOperators: [...floats.values()].reduce((sum, nodes) => sum + nodes.length, 0),
+      },
+      files: [FILE],
+    };
+  },
+  open: (folder, target) => openLitert(join(folder, target.file), SIGNATURE),
+};

@@ -72,6 +72,11 @@ export function formatSeconds(seconds: number): string {
   return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
+/** Seconds of one run of a model; those of small models take milliseconds. */
+export function formatRun(seconds: number): string {
+  return seconds < 0.1 ? `${(1000 * seconds).toFixed(1)} ms` : formatSeconds(seconds);
+}
+
 /** An error in steps of an encoding. */
 export function formatSteps(steps: number | undefined): string {
   if (steps === undefined || !Number.isFinite(steps)) return '-';

@@ -1,7 +1,7 @@
 import type { TargetName } from '../targets/target.ts';
 import { worstSqnr } from './compare-runs.ts';
 import { describeSource } from './describe-report.ts';
-import { EXECUTIONS, formatBytes, formatDecibels, formatReal, formatSeconds, formatSteps } from './format-figures.ts';
+import { EXECUTIONS, formatBytes, formatDecibels, formatReal, formatRun, formatSteps } from './format-figures.ts';
 import type { ModelReport, ModelTargetReport, SampleReport } from './model-report.ts';
 import { worstValues } from './rank-values.ts';
 
@@ -90,11 +90,6 @@ function renderValues(target: ModelTargetReport, threshold: number): string[] {
       ]),
     ]),
   ];
-}
-
-/** Runs of small models take milliseconds. */
-function formatRun(seconds: number): string {
-  return seconds < 0.1 ? `${(1000 * seconds).toFixed(1)} ms` : formatSeconds(seconds);
 }
 
 /** Longest name in a table: exporters of some frameworks chain the names of everything that they merged. */

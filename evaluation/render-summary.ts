@@ -20,7 +20,7 @@ import type { Report, TargetReport } from './report.ts';
 import { renderMarker } from './target-marker.ts';
 
 /** Shapes beside the words, so that the verdict does not hang on colour. */
-const GLYPHS: Readonly<Record<Grade, string>> = {
+export const GLYPHS: Readonly<Record<Grade, string>> = {
   close: '✓',
   loss: '△',
   degraded: '▲',
@@ -153,7 +153,8 @@ function renderFigures(target: TargetReport, report: Report): Markup[] {
   return rows.map(([label, value, about]) => html`<div title="${about}"><dt>${label}</dt><dd>${value}</dd></div>`);
 }
 
-function renderWhere(target: TargetReport, threshold: number): Markup {
+/** Where a target's values part from the float model, enter most noise, and are worst. */
+export function renderWhere(target: Pick<TargetReport, 'values'>, threshold: number): Markup {
   const { values } = target;
   if (values.length === 0) return html`<div><dt>values</dt><dd>none were compared</dd></div>`;
   const first = firstDiverging(values, threshold);

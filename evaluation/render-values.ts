@@ -37,6 +37,33 @@ function renderWorstRow({ value, copies }: RankedValue, threshold: number): Mark
   }</td><td class="n" data-v="${sortKey(maxSteps)}">${formatSteps(maxSteps)}</td></tr>`;
 }
 
+/** Every compared value in order of computation, searchable and sortable. */
+export function renderAllValues(report: ComparedTargets): Markup {
+  const targets = listTargets(report).filter(([, { values }]) => values.length > 0);
+  if (targets.length === 0) return html``;
+  return html`<section><h2>All values</h2>
+${targets.map(
+  ([name, { values }]) =>
+    html`<details id="values-${name}"><summary>${renderMarker(name)}${name}: ${formatCount(values.length)} values in order of computation</summary>
+<p class="filter js-only"><label>Find <input type="search" data-filter="values-${name}-table" placeholder="Conv, relu, ..."></label> <span data-count="values-${name}-table"></span></p>
+<div class="scroll"><table class="sortable t-${name}" id="values-${name}-table"><thead><tr><th scope="col" class="n">#</th><th scope="col">value</th><th scope="col" class="n">dB</th><th scope="col" class="n">added</th><th scope="col" class="n">max error</th><th scope="col" class="n">steps</th></tr></thead>
+<tbody>${values.map((value, i) => renderValueRow(value, i + 1, report.divergenceThreshold))}</tbody></table></div></details>`,
+)}</section>`;
+}
+
+function renderValueRow(value: ValueComparison, place: number, threshold: number): Markup {
+  const { name, from, sqnr, noiseAdded, maxError, maxSteps } = value;
+  return html`<tr><td class="n" data-v="${String(place)}">${String(place)}</td><td>${renderPath(name)}<br><span class="from">${renderPath(
+    describeSource(from),
+  )}</span></td><td class="n ${sqnr >= threshold ? '' : 'low'}" data-v="${sortKey(sqnr)}">${formatDecibels(
+    sqnr,
+  ).replace(' dB', '')}</td><td class="n" data-v="${sortKey(noiseAdded)}">${
+    noiseAdded === undefined ? '-' : formatNoise(Math.max(0, noiseAdded))
+  }</td><td class="n" data-v="${sortKey(maxError)}">${formatReal(maxError)}</td><td class="n" data-v="${sortKey(
+    maxSteps,
+  )}">${formatSteps(maxSteps)}</td></tr>`;
+}
+
 /** Every decision of the quantization, searchable and sortable, with the SQNR that came of it. */
 export function renderPlan(report: ComparedTargets & Pick<Report, 'plan' | 'scheme'>): Markup {
   const counts = new Map<string, number>();
@@ -64,7 +91,7 @@ function renderPlanRow(line: PlanLine, sqnr: ReadonlyMap<TargetName, ReadonlyMap
 }
 
 /** What the script sorts by: an absent figure goes last, NaN before all numbers, an exact value after them. */
-function sortKey(value: number | undefined): string {
+export function sortKey(value: number | undefined): string {
   if (value === undefined) return '';
   if (Number.isNaN(value)) return '-1e99';
   return Number.isFinite(value) ? String(value) : value > 0 ? '1e99' : '-1e98';

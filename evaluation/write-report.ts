@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { NpucError } from '../compiler/errors.ts';
 import type { ModelReport } from './model-report.ts';
 import { renderHtml } from './render-html.ts';
+import { renderModelHtml } from './render-model-html.ts';
 import type { Report } from './report.ts';
 
 /** Fields that may hold Infinity (nothing differs) or NaN (the engine gave no numbers), which JSON cannot. */
@@ -26,6 +27,12 @@ const NOT_FINITE: ReadonlySet<unknown> = new Set(['Infinity', '-Infinity', 'NaN'
 export function writeReport(folder: string, report: Report): void {
   writeFileSync(join(folder, 'report.json'), serializeReport(report));
   writeFileSync(join(folder, 'report.html'), renderHtml(report));
+}
+
+/** Writes `report.json` and the self-contained `report.html` of a compiled ONNX model into an output folder. */
+export function writeModelReport(folder: string, report: ModelReport): void {
+  writeFileSync(join(folder, 'report.json'), serializeReport(report));
+  writeFileSync(join(folder, 'report.html'), renderModelHtml(report));
 }
 
 /** The text of `report.json`: figures that are not finite are the strings `Infinity`, `-Infinity` and `NaN`. */

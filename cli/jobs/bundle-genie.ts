@@ -6,6 +6,7 @@ import { runGenie } from '../../compiler/runtime/genie.ts';
 import { loadTokenizer } from '../../compiler/runtime/tokenizer.ts';
 import { checkFiles, readManifest } from '../../targets/manifest.ts';
 import { checkGenieBundle } from '../../targets/qnn/check-genie.ts';
+import { checkMadeWith } from '../../targets/qnn/check-toolchain.ts';
 import { CONFIG, type GenieManifest, requireGenieTarget, writeGenieBundle } from '../../targets/qnn/genie-bundle.ts';
 import { type GenieConfig, TOKENIZER } from '../../targets/qnn/genie-config.ts';
 import { requireToolchain, type Toolchain } from '../../targets/qnn/toolchain.ts';
@@ -38,7 +39,8 @@ export interface GenieAgreement {
 /**
  * Bundles a compiled folder for Genie, checks the bundle, and on demand runs it in the real libGenie.
  * The bundle appears at the end, whole; on any error nothing is left.
- * @throws TG110, TG111 when the folder is not whole, QN020 when it has nothing for Genie, QN021 to QN023, CL003
+ * @throws TG110, TG111 when the folder is not whole, QN015 when it is newer than the toolchain, QN020 when it has nothing for
+ * Genie, QN021 to QN023, CL003
  */
 export async function bundleGenie(options: BundleOptions): Promise<BundleResult> {
   const { folder, unshared, verify, note } = options;
@@ -52,6 +54,8 @@ export async function bundleGenie(options: BundleOptions): Promise<BundleResult>
   }
   checkFiles(folder, manifest);
   const toolchain = requireToolchain('qnn');
+  const other = checkMadeWith(manifest.toolchain, toolchain, folder);
+  if (other) note(`WARNING: ${other}`);
   const output = openOutputFolder(options.out, options.force, [folder]);
   try {
     note('bundle');

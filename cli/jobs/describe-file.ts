@@ -9,12 +9,11 @@ import { findOp } from '../../compiler/ops/index.ts';
 import { inferShapes } from '../../compiler/ops/infer-shapes.ts';
 import { isModelManifest, isOutputFolder, readAnyManifest } from '../../targets/manifest.ts';
 import type { ModelTargetManifest } from '../../targets/model-target.ts';
-import { readContextBinary } from '../../targets/qnn/read-context.ts';
-import { requireToolchain } from '../../targets/qnn/toolchain.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
 import { readTflite } from '../../targets/tflite/read.ts';
 import { operatorName, tensorTypeName } from '../../targets/tflite/schema-enums.ts';
 import { formatBytes } from '../render-plan.ts';
+import { describeBinaries, describeContext } from './describe-context.ts';
 import { describeSharedWeights } from './describe-sharing.ts';
 
 /** What `npuc inspect` says of a file: lines for people and the same as data. */
@@ -26,7 +25,7 @@ export interface Description {
 
 /** @throws CL001 for a file of no known kind */
 export async function describePath(path: string, asText: boolean): Promise<Description> {
-  if (isOutputFolder(path)) return describeCompiled(path);
+  if (isOutputFolder(path)) return await describeCompiled(path);
   if (path.endsWith('.onnx')) return describeOnnx(path, asText);
   if (asText) throw new NpucError('CL001', { message: '--text prints ONNX models only', where: path });
   if (path.endsWith('.tflite')) return describeTflite(path);
@@ -151,30 +150,6 @@ function describeTflite(path: string): Description {
   }
 }
 
-async function describeContext(path: string): Promise<Description> {
-  const context = await readContextBinary(requireToolchain('qnn'), path);
-  const tensor = ({
-    name,
-    dtype,
-    shape,
-    scale,
-    zeroPoint,
-  }: (typeof context.graphs)[number]['inputs'][number]): string =>
-    `${name} ${dtype}[${shape.join(',')}]${scale === undefined ? '' : ` scale ${scale.toPrecision(6)} zero ${zeroPoint}`}`;
-  return {
-    kind: 'context-binary',
-    data: context,
-    lines: [
-      `HTP context binary ${basename(path)}  soc ${context.soc}  v${context.dspArch}  QNN ${context.buildId}  ${formatBytes(context.fileBytes)}`,
-      ...context.graphs.flatMap((graph) => [
-        `  graph ${graph.name}  spill-fill ${formatBytes(graph.spillFillBytes)}`,
-        ...graph.inputs.map((each) => `    in   ${tensor(each)}`),
-        ...graph.outputs.map((each) => `    out  ${tensor(each)}`),
-      ]),
-    ],
-  };
-}
-
 async function describeCheckpoint(path: string): Promise<Description> {
   const checkpoint = await openCheckpoint(path);
   try {
@@ -214,7 +189,7 @@ async function describeCheckpoint(path: string): Promise<Description> {
   }
 }
 
-function describeCompiled(path: string): Description {
+async function describeCompiled(path: string): Promise<Description> {
   const manifest = readAnyManifest(path);
   const bytes = new Map(manifest.files.map((file) => [file.path, file.bytes]));
   const shapes = isModelManifest(manifest)
@@ -227,9 +202,11 @@ function describeCompiled(path: string): Description {
     files: target.files,
   }));
   const shared = describeSharedWeights(path, manifest);
+  const { contexts, lines } = await describeBinaries(path, manifest);
+  const made = Object.entries(manifest.toolchain).map(([tool, version]) => `${tool} ${version}`);
   return {
     kind: 'compiled',
-    data: shared ? { ...manifest, sharing: shared.sharing } : manifest,
+    data: { ...manifest, ...(shared ? { sharing: shared.sharing } : {}), contexts },
     lines: [
       [
         `compiled ${manifest.source.name}`,
@@ -237,9 +214,10 @@ function describeCompiled(path: string): Description {
         manifest.recipe.scheme,
         ...shapes,
       ].join('  '),
+      ...(made.length > 0 ? [`  made by npuc ${manifest.npuc}, ${made.join(', ')}`] : []),
       ...targets.flatMap(({ name, title, files }) => [
         `  ${title}`,
-        ...files.map((file) => `    ${file}  ${formatBytes(bytes.get(file) ?? 0)}`),
+        ...files.flatMap((file) => [`    ${file}  ${formatBytes(bytes.get(file) ?? 0)}`, ...(lines.get(file) ?? [])]),
         ...(name === 'qnn' && shared ? shared.lines : []),
       ]),
     ],

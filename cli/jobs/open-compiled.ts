@@ -5,6 +5,7 @@ import type { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { loadTokenizer, type Tokenizer } from '../../compiler/runtime/tokenizer.ts';
 import { decoderTargets, TARGET_NAMES } from '../../targets/index.ts';
 import { checkFiles, type Manifest, readManifest } from '../../targets/manifest.ts';
+import { checkMadeWith } from '../../targets/qnn/check-toolchain.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
 import type { TargetName } from '../../targets/target.ts';
 
@@ -17,7 +18,7 @@ export interface OpenedFolder {
 
 /**
  * Opens one target of an output folder for running; no checkpoint is needed.
- * @throws TG110, TG111 when the folder is not whole, CL001 when it has no such target
+ * @throws TG110, TG111 when the folder is not whole, CL001 when it has no such target, QN015 when it is newer than the toolchain
  */
 export async function openCompiled(folder: string, wanted: string | undefined): Promise<OpenedFolder> {
   const manifest = readManifest(folder);
@@ -32,6 +33,8 @@ export async function openCompiled(folder: string, wanted: string | undefined): 
     });
   }
   const toolchain = findToolchain('qnn');
+  const note = target === 'qnn' && toolchain && checkMadeWith(manifest.toolchain, toolchain, folder);
+  if (note) process.stderr.write(`WARNING: ${note}\n`);
   const session = await decoderTargets[target].open(folder, manifest.targets[target]!, toolchain ? { toolchain } : {});
   return { manifest, target, session, tokenizer: readTokenizer(folder) };
 }

@@ -73,6 +73,9 @@ export interface QuantizeInputs {
 /** Weights below which threads cost more to start than they save. */
 const POOLED_WEIGHTS = 8e6;
 
+/** Embedding rows that are read at a time. */
+const WINDOW_ROWS = 4096;
+
 const OPSET = 23;
 const EMBEDDING = 'model.embed_tokens.weight';
 const EMBEDDINGS: ReadonlySet<string> = new Set([EMBEDDING]);
@@ -94,7 +97,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plain = await addHistograms(config, migration.weights, inputs.windows, plain, kernels, inputs.calibration);
   }
   const statistics = translateStatistics(plain, contract, config.layers);
-  if (contract.embedding === 'embeds' && format.table === 'tensor') {
+  if (contract.embedding === 'embeds' && format.table === 'tensor' && recipe.scheme !== 'fp16') {
     // As with a table inside the graph: rows of tokens that the calibration text does not have must not be cut off.
     const rows = statistics.get(contract.names.tokens)!;
     const { min, max } = rangeOfTable(migration.weights.get(EMBEDDING)!);
@@ -161,11 +164,17 @@ function withWidths(inputs: QuantizeInputs, given: GivenEncodings): Recipe {
   return { ...recipe, overrides: [...recipe.overrides, ...widthsOf(given, plainGraph(inputs), recipe)] };
 }
 
+/** The range of all rows, a window of them in memory at a time. */
 function rangeOfTable(table: Tensor): { min: number; max: number } {
+  const look = lookUpRows(table);
+  const rows = table.shape[0]!;
   let [min, max] = [0, 0];
-  for (const element of table.toFloats()) {
-    if (element < min) min = element;
-    if (element > max) max = element;
+  for (let start = 0; start < rows; start += WINDOW_ROWS) {
+    const ids = Array.from({ length: Math.min(WINDOW_ROWS, rows - start) }, (_, i) => start + i);
+    for (const element of look(ids)) {
+      if (element < min) min = element;
+      if (element > max) max = element;
+    }
   }
   return { min, max };
 }

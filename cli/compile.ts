@@ -51,6 +51,10 @@ export const compileCommand: Command = {
         textFlag('4-bit weights: nearest, or gptq, which takes longer and is closer to float (default gptq)'),
       )
       .option('range', textFlag('activation ranges: min-max, percentile, histogram-mse'))
+      .option(
+        'embedding',
+        textFlag('HTP embedding: in-graph (default), or a table beside the graphs: lut-f16, lut-u8 (a scale per row)'),
+      )
       .option('io', textFlag('TFLite ports: float or quantized (default float)'))
       .option(
         'calibrate',
@@ -59,7 +63,10 @@ export const compileCommand: Command = {
       .option('calibration-windows', countFlag('calibration-windows', 'windows of calibration text (default 32)'))
       .option('evaluate', textFlag('held-out text (default: one that comes with npuc), or none: artifacts only'))
       .option('encodings-in', textFlag("AIMET's encodings file to use in the place of calibrated encodings"))
-      .option('encodings', textFlag("version of AIMET's encodings file written beside ONNX: 1.0 or 0.6.1 (default 1.0)"))
+      .option(
+        'encodings',
+        textFlag("version of AIMET's encodings file written beside ONNX: 1.0 or 0.6.1 (default 1.0)"),
+      )
       .option('dlc', { type: 'boolean', describe: "also write every HTP graph as a DLC, for the vendor's own tools" })
       .option('toolchain', textFlag('version of the HTP compiler, such as qnn@2.7.0'))
       .option('eval-tokens', countFlag('eval-tokens', 'tokens of held-out text (default 2048)'))
@@ -100,7 +107,9 @@ export const compileCommand: Command = {
         return 0;
       }
       const result = await compileOnnx(options, config.bind);
-      process.stdout.write(args.json ? `${JSON.stringify(result, spellFigures)}\n` : result.text);
+      process.stdout.write(
+        args.json ? `${JSON.stringify(result, spellFigures)}\n` : `${result.text}\n${options.out}/report.html\n`,
+      );
       return 0;
     }
     const { compileDecoder, planDecoder } = await import('./jobs/compile-decoder.ts');
@@ -142,6 +151,7 @@ export function compileOptions(
   const soc = findSoc(config.soc);
   if (config.toolchain !== undefined) selectToolchain(config.toolchain);
   const targets = pickTargets(config.target);
+  checkEmbedding(config, targets);
   const recipe = makeRecipe(config.scheme, {
     cache: config.kv,
     overrides: config.overrides,
@@ -170,6 +180,7 @@ export function compileOptions(
     },
     threads: config.threads,
     io: config.io,
+    embedding: config.embedding,
     split: {
       split: config.split,
       embedding: config.splitEmbedding,
@@ -179,6 +190,23 @@ export function compileOptions(
     force: args.force,
     progress: createProgress(progressMode(args.quiet)),
   };
+}
+
+/** @throws CL001 where a table beside the graphs would be no part of what is made */
+function checkEmbedding({ embedding, splitEmbedding }: CompileConfig, targets: readonly TargetName[]): void {
+  if (embedding === 'in-graph') return;
+  if (!targets.includes('qnn')) {
+    throw new NpucError('CL001', {
+      message: `--embedding ${embedding} is for the qnn target, which is not asked for`,
+      hint: 'add --target qnn',
+    });
+  }
+  if (splitEmbedding) {
+    throw new NpucError('CL001', {
+      message: `--split-embedding has nothing to split off: with --embedding ${embedding} no graph has an embedding`,
+      hint: 'leave one of them out',
+    });
+  }
 }
 
 /** Targets asked for, or all that this machine can make. */

@@ -61,6 +61,7 @@ export const compileConfig = z.strictObject({
   block: number(z.number().int().nonnegative()).optional().describe('0, 16, 32 or 64'),
   range: z.enum(['min-max', 'percentile', 'histogram-mse']).optional().describe('min-max, percentile or histogram-mse'),
   rounding: z.enum(ROUNDINGS).optional().describe('nearest or gptq'),
+  embedding: z.enum(['in-graph', 'lut-f16', 'lut-u8']).default('in-graph').describe('in-graph, lut-f16 or lut-u8'),
   io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
   calibrate: text.optional().describe(TEXT),
   calibrationWindows: count.default(32).describe(COUNT),

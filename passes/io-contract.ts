@@ -85,6 +85,13 @@ export const genieContract: IoContract = {
   lead: 'heads-first',
 };
 
+/** Genie with embedding rows as input: it looks them up itself, in a table beside the graphs (facts genie-cnn A, "embedding"). */
+export const genieRowsContract: IoContract = {
+  ...genieContract,
+  embedding: 'embeds',
+  names: { ...genieContract.names, tokens: 'inputs_embeds' },
+};
+
 /** The op subset that every LiteRT NPU plugin takes in one partition (facts litert 5). */
 export const litertNpuContract: IoContract = {
   name: 'litert-npu',

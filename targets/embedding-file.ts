@@ -1,10 +1,10 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
-import { NpucError } from '../../compiler/errors.ts';
-import { toHalves } from '../../compiler/export/halve-constant.ts';
-import { halfToNumber } from '../../compiler/ir/dtype.ts';
-import { FileSource, type Tensor } from '../../compiler/ir/tensor.ts';
-import { INT8_SYMMETRIC, type Kernels } from '../../compiler/kernels/kernels.ts';
-import type { EmbeddingLookup } from '../../compiler/runtime/decoder-session.ts';
+import { NpucError } from '../compiler/errors.ts';
+import { toHalves } from '../compiler/export/halve-constant.ts';
+import { halfToNumber } from '../compiler/ir/dtype.ts';
+import { FileSource, type Tensor } from '../compiler/ir/tensor.ts';
+import { INT8_SYMMETRIC, type Kernels } from '../compiler/kernels/kernels.ts';
+import type { EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
 
 /** `i8-per-row`: integers with one scale a row. `f16`: half floats. */
 export type EmbeddingForm = 'i8-per-row' | 'f16';

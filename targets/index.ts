@@ -1,11 +1,17 @@
 import { htpFormat, litertFormat, type NumberFormat, onnxFormat } from '../calibration/recipe.ts';
-import { genieContract, type IoContract, litertNpuContract, plainContract } from '../passes/io-contract.ts';
+import {
+  genieContract,
+  genieRowsContract,
+  type IoContract,
+  litertNpuContract,
+  plainContract,
+} from '../passes/io-contract.ts';
 import type { ModelTarget } from './model-target.ts';
 import { onnxModelTarget } from './onnx/onnx-model.ts';
 import { onnxTarget } from './onnx/onnx-target.ts';
 import { qnnModelTarget } from './qnn/qnn-model.ts';
 import { qnnTarget } from './qnn/qnn-target.ts';
-import type { DecoderTarget, TargetName } from './target.ts';
+import type { DecoderTarget, EmbeddingChoice, TargetName } from './target.ts';
 import { tfliteModelTarget } from './tflite/tflite-model.ts';
 import { tfliteTarget } from './tflite/tflite-target.ts';
 
@@ -25,13 +31,19 @@ export const modelTargets: Readonly<Record<TargetName, ModelTarget>> = {
 
 export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite'];
 
-/** The number format and the I/O contract of a target. */
-export function formatOf(name: TargetName): { readonly format: NumberFormat; readonly contract: IoContract } {
+/**
+ * The number format and the I/O contract of a target.
+ * @param embedding where the HTP's graphs have their embedding; the other targets' contracts say so themselves
+ */
+export function formatOf(
+  name: TargetName,
+  embedding: EmbeddingChoice = 'in-graph',
+): { readonly format: NumberFormat; readonly contract: IoContract } {
   switch (name) {
     case 'onnx':
       return { format: onnxFormat, contract: plainContract };
     case 'qnn':
-      return { format: htpFormat, contract: genieContract };
+      return { format: htpFormat, contract: embedding === 'in-graph' ? genieContract : genieRowsContract };
     case 'tflite':
       return { format: litertFormat, contract: litertNpuContract };
   }

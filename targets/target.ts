@@ -3,6 +3,7 @@ import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Progress } from '../compiler/progress.ts';
 import type { DecoderProtocol, DecoderSession, EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
+import type { EmbeddingForm } from './embedding-file.ts';
 import type { ShapeRequest } from './graph-requests.ts';
 import type { EncodingsVersion } from './onnx/encodings-json.ts';
 import type { SplitRequest } from './qnn/plan-compile.ts';
@@ -10,6 +11,12 @@ import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
 
 export type TargetName = 'onnx' | 'qnn' | 'tflite';
+
+/**
+ * Where the HTP's graphs have their embedding: inside, or in a table beside them that the host looks up, of half floats or
+ * of 8 bits with a scale per row.
+ */
+export type EmbeddingChoice = 'in-graph' | 'lut-f16' | 'lut-u8';
 
 /** What was done to show that an artifact is right (DESIGN 7). */
 export type Execution = 'executed' | 'executed-as-twin' | 'read-back-only';
@@ -50,7 +57,8 @@ export interface ManifestTarget {
   /** Ports that are integers at the boundary; all others are float or token ids. */
   readonly ports: Readonly<Record<string, ManifestPort>>;
   readonly graphs: readonly ManifestGraph[];
-  readonly embedding?: { readonly file: string; readonly form: 'i8-per-row' | 'f16' };
+  /** The table that the host looks rows up in, where the graphs take rows. */
+  readonly embedding?: { readonly file: string; readonly form: EmbeddingForm };
   readonly execution: Execution;
   /** Facts of the target's own: SoC read back, bytes shared, graph names. */
   readonly facts: Readonly<Record<string, string | number | boolean>>;
@@ -65,6 +73,8 @@ export interface EmitContext {
   readonly threads: number;
   /** Whether TFLite ports are floats or integers. */
   readonly io: 'float' | 'quantized';
+  /** Form of the table where the contract wants the host to look rows up and there is a choice. */
+  readonly embedding?: EmbeddingForm;
   readonly progress: Progress;
   readonly toolchain?: Toolchain;
   readonly signal?: AbortSignal;

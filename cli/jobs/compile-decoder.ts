@@ -26,6 +26,7 @@ import { applyIoContract } from '../../passes/apply-io-contract.ts';
 import { checkShapes, largestCache, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { decoderTargets, formatOf } from '../../targets/index.ts';
 import { describeFile, type Manifest, type ManifestFile, writeManifest } from '../../targets/manifest.ts';
+import { addDlc } from '../../targets/qnn/dump-dlc.ts';
 import {
   type CompilePart,
   countGraphs,
@@ -33,10 +34,9 @@ import {
   planCompile,
   type SplitRequest,
 } from '../../targets/qnn/plan-compile.ts';
-import { addDlc } from '../../targets/qnn/dump-dlc.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
 import { type Soc, socSupports } from '../../targets/socs.ts';
-import type { ManifestTarget, TargetName } from '../../targets/target.ts';
+import type { EmbeddingChoice, ManifestTarget, TargetName } from '../../targets/target.ts';
 import type { OutputOptions } from '../output-options.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
@@ -58,6 +58,8 @@ export interface CompileOptions {
   readonly evaluation: EvaluationOptions;
   readonly threads: number;
   readonly io: 'float' | 'quantized';
+  /** Where the HTP's graphs have their embedding. */
+  readonly embedding: EmbeddingChoice;
   /** How the HTP binary is cut. */
   readonly split: SplitRequest;
   readonly outputs: OutputOptions;
@@ -108,6 +110,7 @@ export async function planDecoder(options: CompileOptions): Promise<DryRun> {
       options.targets,
       parts,
       options.evaluation.text !== NO_EVALUATION,
+      options.embedding,
     ),
     ...(parts ? { parts } : {}),
     recipe: options.recipe,
@@ -118,7 +121,7 @@ export async function planDecoder(options: CompileOptions): Promise<DryRun> {
 function planParts(model: DecoderModel, options: CompileOptions): readonly CompilePart[] | undefined {
   if (!options.targets.includes('qnn')) return undefined;
   const { recipe } = adaptRecipe(options.recipe, options.soc, 'qnn');
-  const { contract, format } = formatOf('qnn');
+  const { contract, format } = formatOf('qnn', options.embedding);
   const module = buildDecoder(model.config, model.weights, 2, true);
   applyIoContract(module, contract, { tokens: 1, cache: 2 });
   const graph = module.graph();
@@ -175,6 +178,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         shapes: options.shapes,
         threads: options.threads,
         io: options.io,
+        embedding: options.embedding === 'lut-u8' ? 'i8-per-row' : 'f16',
         split: options.split,
         encodings: options.outputs.encodings,
         progress,
@@ -322,7 +326,7 @@ async function quantize(
     windows: calibrated.windows,
     cacheKey: calibrated,
     recipe,
-    ...formatOf(name),
+    ...formatOf(name, options.embedding),
     kernels: wasmKernels,
     threads: options.threads,
     ...(options.outputs.given ? { given: options.outputs.given } : {}),

@@ -3,7 +3,7 @@ import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts'
 import { graphRequests, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { formatOf } from '../../targets/index.ts';
 import type { CompilePart } from '../../targets/qnn/plan-compile.ts';
-import type { TargetName } from '../../targets/target.ts';
+import type { EmbeddingChoice, TargetName } from '../../targets/target.ts';
 
 /** Bytes of one target's artifact and of its cache, from the configuration alone. */
 export interface TargetSizes {
@@ -43,6 +43,7 @@ const STREAMED_PER_WEIGHT = 14;
 /**
  * Sizes of a decoder under a recipe.
  * @param parts what the HTP compiler will be given
+ * @param embedding where the HTP's graphs have theirs
  * @param evaluated whether the float model will be run beside the artifacts
  */
 export function planSizes(
@@ -52,6 +53,7 @@ export function planSizes(
   targets: readonly TargetName[],
   parts: readonly CompilePart[] = [],
   evaluated = true,
+  embedding: EmbeddingChoice = 'in-graph',
 ): SizePlan {
   const slots = targets.map((name) => [name, slotBytes(config, recipe, formatOf(name).format)] as const);
   const graphs = graphRequests(shapes).map(({ name, tokens, cache }) => ({
@@ -69,7 +71,13 @@ export function planSizes(
   return {
     parameters,
     graphs,
-    targets: Object.fromEntries(targets.map((name) => [name, sizesFor(config, recipe, shapes, formatOf(name).format)])),
+    targets: Object.fromEntries(
+      targets.map((name) => {
+        const sizes = sizesFor(config, recipe, shapes, formatOf(name).format);
+        const table = name === 'qnn' ? tableBytes(config, embedding) : undefined;
+        return [name, { ...sizes, ...(table === undefined ? {} : { embeddingBytes: table }) }];
+      }),
+    ),
     memory: {
       process: PROCESS_BASE + (evaluated ? parameters * PROCESS_PER_WEIGHT : streamed * STREAMED_PER_WEIGHT),
       ...(parts.length > 0 ? { qnnCompiler: Math.max(...parts.map(({ peakBytes }) => peakBytes)) } : {}),
@@ -120,4 +128,10 @@ function sizesFor(config: DecoderConfig, recipe: Recipe, { caches }: ShapeReques
 function slotBytes(config: DecoderConfig, recipe: Recipe, format: NumberFormat): number {
   const bits = recipe.scheme === 'fp16' ? 32 : cacheBits(recipe, format);
   return (2 * config.layers * config.keyValueHeads * config.headDim * bits) / 8;
+}
+
+/** A table beside the graphs (targets/embedding-file.ts). */
+function tableBytes({ vocabSize, hiddenSize }: DecoderConfig, embedding: EmbeddingChoice): number | undefined {
+  if (embedding === 'in-graph') return undefined;
+  return embedding === 'lut-f16' ? 8 + vocabSize * hiddenSize * 2 : 8 + vocabSize * (hiddenSize + 4);
 }

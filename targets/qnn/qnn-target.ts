@@ -5,12 +5,14 @@ import { NpucError } from '../../compiler/errors.ts';
 import { writeOnnxBundle } from '../../compiler/export/onnx.ts';
 import type { RopeConfig } from '../../compiler/import/huggingface/config.ts';
 import type { Graph } from '../../compiler/ir/graph.ts';
-import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { wasmKernels } from '../../compiler/kernels/index.ts';
+import { DecoderSession, type SessionGraph } from '../../compiler/runtime/decoder-session.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
 import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
 import { NativeHost } from '../../compiler/runtime/ort-native.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
+import { type OpenedEmbedding, openEmbedding, writeEmbedding } from '../embedding-file.ts';
 import { graphRequests, largestCache } from '../graph-requests.ts';
 import { requireFeature, socSupports } from '../socs.ts';
 import {
@@ -31,6 +33,7 @@ import { findTwins, provideTwins } from './twins.ts';
 
 /** The weights of all QDQ models. */
 const DATA = 'weights.data';
+const EMBEDDING = 'qnn/embedding.bin';
 /** Sources up to this size are compiled by the simulator itself, each time they are opened: that takes a second. */
 const DIRECT_BYTES = 32 << 20;
 
@@ -91,6 +94,7 @@ export const qnnTarget: DecoderTarget = {
     const index = writeWeightIndex(context.out, `qnn/qdq/${DATA}`, tensors);
     const binaryPaths = new Set([...binaries.values()].map(({ binary }) => binary));
     const binaryBytes = [...binaryPaths].reduce((sum, path) => sum + statSync(path).size, 0);
+    const embedding = writeTable(decoder, context);
     const share = sharing && parts.some((part) => part.graphs.length > 1);
     const describe = (name: string): ManifestPart => ({
       graph: binaries.get(name)!.graph,
@@ -107,6 +111,7 @@ export const qnnTarget: DecoderTarget = {
         const whole = { file: first!.file, ...(chain.length === 1 ? { source: first!.source! } : { parts: chain }) };
         return { name, tokens, cache, ...whole };
       }),
+      ...(embedding ? { embedding } : {}),
       execution: share ? 'executed-as-twin' : 'executed',
       facts: {
         soc: soc.number,
@@ -124,6 +129,7 @@ export const qnnTarget: DecoderTarget = {
         ...graphs.map(({ name }) => `qnn/qdq/${name}.onnx`),
         `qnn/qdq/${DATA}`,
         WEIGHT_INDEX,
+        ...(embedding ? [embedding.file] : []),
       ],
     };
   },
@@ -139,6 +145,7 @@ export const qnnTarget: DecoderTarget = {
         : parts.map(({ file }) => join(folder, file));
     const pathOf = new Map(parts.map(({ file }, index) => [file, paths[index]!]));
     const sessions = new Set<Runner>();
+    const rows = target.embedding && openEmbedding(join(folder, target.embedding.file), target.embedding.form);
     const host = await NativeHost.start(toolchain);
     try {
       const graphs = await openGraphs(target.graphs, async ({ file }) => {
@@ -148,10 +155,14 @@ export const qnnTarget: DecoderTarget = {
           ...(direct ? { soc: Number(target.facts.soc) } : {}),
         });
         sessions.add(session);
-        return closeHostWith(session, sessions, host);
+        return closeHostWith(session, sessions, async () => {
+          rows?.close();
+          await host.close();
+        });
       });
-      return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
+      return openSession(target, graphs, rows);
     } catch (error) {
+      rows?.close();
       await host.close();
       throw error;
     }
@@ -161,10 +172,14 @@ export const qnnTarget: DecoderTarget = {
     return describeSharing(target, toolchain && findTwins(toolchain, sources, Number(target.facts.soc)));
   },
   async openReference(folder, target): Promise<DecoderSession> {
-    const graphs = await openGraphs(target.graphs, (part) =>
-      openWithJavaScript(sourceOf(folder, part).path, pickJavaScriptEngine()),
-    );
-    return new DecoderSession({ protocol: target.protocol, graphs, encodings: portEncodings(target.ports) });
+    const sessions = new Set<Runner>();
+    const rows = target.embedding && openEmbedding(join(folder, target.embedding.file), target.embedding.form);
+    const graphs = await openGraphs(target.graphs, async (part) => {
+      const session = await openWithJavaScript(sourceOf(folder, part).path, pickJavaScriptEngine());
+      sessions.add(session);
+      return closeHostWith(session, sessions, async () => rows?.close());
+    });
+    return openSession(target, graphs, rows);
   },
 };
 
@@ -219,8 +234,29 @@ export function sourceOf(folder: string, part: ManifestPart): ContextModel {
   return { name: basename(part.source, '.onnx'), path: join(folder, part.source), externalData: [DATA] };
 }
 
-/** The last session to close takes the host with it. */
-function closeHostWith(session: Runner, all: Set<Runner>, host: NativeHost): Runner {
+function openSession(
+  { protocol, ports }: ManifestTarget,
+  graphs: readonly SessionGraph[],
+  rows: OpenedEmbedding | undefined,
+): DecoderSession {
+  return new DecoderSession({
+    protocol,
+    graphs,
+    encodings: portEncodings(ports),
+    ...(rows ? { embedding: rows.lookup } : {}),
+  });
+}
+
+/** The table beside graphs that take rows. */
+function writeTable(decoder: QuantizedDecoder, { out, embedding = 'f16' }: EmitContext): ManifestTarget['embedding'] {
+  if (decoder.contract.embedding === 'ids') return undefined;
+  const table = decoder.migration.weights.get('model.embed_tokens.weight')!;
+  writeEmbedding(join(out, EMBEDDING), table, embedding, wasmKernels);
+  return { file: EMBEDDING, form: embedding };
+}
+
+/** The last session to close ends what they have in common. */
+function closeHostWith(session: Runner, all: Set<Runner>, end: () => Promise<void>): Runner {
   return {
     engine: session.engine,
     inputs: session.inputs,
@@ -229,7 +265,7 @@ function closeHostWith(session: Runner, all: Set<Runner>, host: NativeHost): Run
     close: async () => {
       await session.close();
       all.delete(session);
-      if (all.size === 0) await host.close();
+      if (all.size === 0) await end();
     },
   };
 }

@@ -7,6 +7,7 @@ import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { type LitertModel, loadLitert } from '../../compiler/runtime/litert.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
+import { type OpenedEmbedding, openEmbedding, writeEmbedding } from '../embedding-file.ts';
 import { graphRequests, largestCache } from '../graph-requests.ts';
 import {
   type DecoderTarget,
@@ -15,7 +16,6 @@ import {
   type ManifestTarget,
   portEncodings,
 } from '../target.ts';
-import { type OpenedEmbedding, openEmbedding, writeEmbedding } from './embedding-file.ts';
 import { lowerGraphs } from './lower-graph.ts';
 import type { PortForm } from './lowering.ts';
 import type { TfliteModel } from './model.ts';

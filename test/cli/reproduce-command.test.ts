@@ -42,6 +42,7 @@ describe('reproduceCommand', () => {
         prompt: 'It was',
       },
     ],
+    ['a table beside the graphs', { source: 'm', target: ['onnx', 'qnn'], embedding: 'lut-u8' }],
     ['per channel', { source: 'm', scheme: 'w4a16', block: 0 }],
     [
       'ranges, ports, texts',

@@ -2,11 +2,11 @@ import { mkdtempSync, readFileSync, rmSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { halfToNumber, numberToHalf } from '../../../compiler/ir/dtype.ts';
-import { Tensor } from '../../../compiler/ir/tensor.ts';
-import { wasmKernels } from '../../../compiler/kernels/index.ts';
-import { openEmbedding, writeEmbedding } from '../../../targets/tflite/embedding-file.ts';
-import { seededNumbers } from './tiny-models.ts';
+import { halfToNumber, numberToHalf } from '../../compiler/ir/dtype.ts';
+import { Tensor } from '../../compiler/ir/tensor.ts';
+import { wasmKernels } from '../../compiler/kernels/index.ts';
+import { openEmbedding, writeEmbedding } from '../../targets/embedding-file.ts';
+import { seededNumbers } from './tflite/tiny-models.ts';
 
 const [ROWS, COLUMNS] = [5000, 7];
 const table = Tensor.of('f32', [ROWS, COLUMNS], Float32Array.from(seededNumbers(5, ROWS * COLUMNS)));

@@ -15,7 +15,7 @@ import type { LogitReport } from '../../../evaluation/logits.ts';
 import { evaluateLogits } from '../../../evaluation/perplexity.ts';
 import { makeProtocol } from '../../../passes/protocol.ts';
 import { graphRequests } from '../../../targets/graph-requests.ts';
-import { openEmbedding, writeEmbedding } from '../../../targets/tflite/embedding-file.ts';
+import { openEmbedding, writeEmbedding } from '../../../targets/embedding-file.ts';
 import type { TfliteModel, TfliteTensor } from '../../../targets/tflite/model.ts';
 import { readTflite } from '../../../targets/tflite/read.ts';
 import { operatorName, tensorTypeName } from '../../../targets/tflite/schema-enums.ts';

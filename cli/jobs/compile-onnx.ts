@@ -17,7 +17,7 @@ import { formatReal } from '../../evaluation/format-figures.ts';
 import { mergePlans } from '../../evaluation/merge-plans.ts';
 import type { ModelReport, ModelTargetReport } from '../../evaluation/model-report.ts';
 import { describeRandom, renderModel } from '../../evaluation/render-model.ts';
-import { serializeReport } from '../../evaluation/write-report.ts';
+import { writeModelReport } from '../../evaluation/write-report.ts';
 import { modelTargets } from '../../targets/index.ts';
 import { describeFile, type ModelManifest, writeManifest } from '../../targets/manifest.ts';
 import type { ModelTarget, ModelTargetManifest } from '../../targets/model-target.ts';
@@ -194,7 +194,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
       command: reproduceModelCommand(options, bind),
       versions: { npuc: version(), ...(manifests.qnn ? toolchain?.versions : {}) },
     };
-    writeFileSync(join(output.partial, 'report.json'), serializeReport(report));
+    writeModelReport(output.partial, report);
     progress.finish();
     writeFileSync(join(output.partial, 'timings.json'), `${JSON.stringify(progress.stages, undefined, 1)}\n`);
     output.commit();

@@ -69,7 +69,13 @@ describe.skipIf(!hasMaterial)('a real model', { timeout: 240_000 }, () => {
     expect(outcome.code).toBe(0);
     const manifest = readJson<ModelManifest>('mnist', 'manifest.json');
     for (const file of manifest.files) expect(describeFile(join(work, 'mnist'), file.path)).toEqual(file);
-    const listed = [...manifest.files.map(({ path }) => path), 'manifest.json', 'report.json', 'timings.json'];
+    const listed = [
+      ...manifest.files.map(({ path }) => path),
+      'manifest.json',
+      'report.html',
+      'report.json',
+      'timings.json',
+    ];
     expect(filesIn('mnist')).toEqual(listed.sort());
     expect(manifest).toMatchObject({ kind: 'model', calibration: { samples: 3, random: false } });
     // No clock, no path of this machine.
@@ -90,6 +96,26 @@ describe.skipIf(!hasMaterial)('a real model', { timeout: 240_000 }, () => {
     }
     expect(outcome.stdout).toMatch(/Plus214_Output_0 +\d+\.\d dB/);
     expect(outcome.stdout).toMatch(/ReLU32_Output_0 .* ReLU32/);
+  });
+
+  test('gives encodings and the float model that they are of, which compile to the same again', async () => {
+    const args = ['--scheme', 'w8a8', '--target', 'onnx', '--calibrate', mnistSamples()];
+    expect((await compile(mnist, 'given', ...args)).code).toBe(0);
+    const folder = join(work, 'given', 'onnx');
+    const again = await compile(
+      join(folder, 'float.onnx'),
+      'again',
+      ...args,
+      '--encodings-in',
+      join(folder, 'encodings.json'),
+    );
+    expect(again.code, again.stderr).toBe(0);
+    const worst = ['given', 'again'].map((out) =>
+      Number(readJson<ModelReport>(out, 'report.json').targets.onnx!.outputs[0]!.sqnr),
+    );
+    // The second run is held against weights on their grids: only the activations are left to cost it anything.
+    expect(worst[0]).toBeGreaterThan(35);
+    expect(worst[1]).toBeGreaterThan(worst[0]!);
   });
 
   test('gives the same bytes in another folder, from another folder and with other threads', async () => {

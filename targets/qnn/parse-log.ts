@@ -17,6 +17,14 @@ const LISTED = /\{ name: (.*?), type: (.*?) \}/g;
 /** Starts the line that lists all refused nodes of a graph. */
 export const REFUSAL_SUMMARY = 'Unsupported nodes in QNN EP: ';
 const CULPRIT = /<E> "(.+)" generated: (.+)$/;
+const COMPLAINT = /<E> (.+)$/;
+/** Follows what the backend's validator complained about. */
+const JUDGED = /validateNativeOps (.+):\S+:\w+ htp op validator failed/;
+const RANK = /has incorrect Rank (\d+)/;
+const TILES = /not sufficiently tiled to fit in TCM\. Requires (\d+) bytes/;
+/** Written in every log, or saying again that something failed. */
+const NOISE =
+  /unexpected GraphHtpSettings|skipping post-prepare|graph prepare failed|Failed to (append|add|construct|apply|validate|finalize)/;
 
 /**
  * Finds the refused nodes in the plugin's verbose log. The plugin validates node units (an operator with the quantize
@@ -34,11 +42,18 @@ export function parseRefusals(log: string): Refusal[] {
   const found = new Map<string, Refusal>();
   const summary = new Map<string, Refusal>();
   const backendCodes = new Map<string, string>();
+  const complaints = new Map<string, string>();
+  let complaint: string | undefined;
   let target: string | undefined;
   let nodes: { op: string; name: string }[] = [];
   for (const line of log.split('\n')) {
     const backend = BACKEND.exec(line);
     if (backend) backendCodes.set(backend[1]!, backend[2]!);
+    const judged = JUDGED.exec(line);
+    if (judged) {
+      if (complaint !== undefined) complaints.set(judged[1]!, complaint);
+      complaint = undefined;
+    } else complaint = COMPLAINT.exec(line)?.[1] ?? complaint;
     if (line.includes(REFUSAL_SUMMARY)) {
       summary.clear();
       for (const [, node = '', op = ''] of line.matchAll(LISTED))
@@ -58,9 +73,15 @@ export function parseRefusals(log: string): Refusal[] {
       const name = node?.name || `an unnamed ${target}`;
       const text = tidyReason(line.slice(REASON.length));
       const code = backendCodes.get(name);
+      const said = complaints.get(name);
       const reason =
         text === 'Failed to add node.' && code
-          ? (explainQnnCode(Number(code)) ?? `the backend refuses this form (QNN error ${code})`)
+          ? [
+              explainQnnCode(Number(code)) ?? `the backend refuses this form (QNN error ${code})`,
+              said && plainWords(said),
+            ]
+              .filter(Boolean)
+              .join(': ')
           : text;
       found.set(name, { node: name, op: target, reason });
       target = undefined;
@@ -79,15 +100,30 @@ function tidyReason(reason: string): string {
     .trim();
 }
 
+/** What the backend complains about, in the user's terms where that is known. */
+function plainWords(complaint: string): string {
+  const rank = RANK.exec(complaint);
+  if (rank) return `a tensor of rank ${rank[1]}, fewer dimensions are taken here`;
+  const tiles = TILES.exec(complaint);
+  if (tiles) {
+    const size = (Number(tiles[1]) / 2 ** 20).toFixed(1);
+    return `it needs ${size} MiB of on-chip memory (VTCM) at once: its rows are too long to be cut into tiles`;
+  }
+  return complaint.replace(/^\[\d+\] /, '').replace(/\.$/, '');
+}
+
 /**
- * Finds the operators that the graph compiler itself could not place, in a verbose log: lines such as
- * `<E> "node" generated: could not create op`.
+ * Finds what the graph compiler itself could not do, in a verbose log: operators that it could not place, in lines such as
+ * `<E> "node" generated: could not create op`, else its other complaints.
  */
 export function parseCompilerErrors(log: string): string[] {
   const found = new Set<string>();
+  const others = new Set<string>();
   for (const line of log.split('\n')) {
     const culprit = CULPRIT.exec(line);
-    if (culprit) found.add(`${culprit[1]}: ${culprit[2]}`);
+    if (culprit) found.add(`${culprit[1]}: ${plainWords(culprit[2]!)}`);
+    const other = COMPLAINT.exec(line)?.[1];
+    if (other !== undefined && !NOISE.test(other)) others.add(plainWords(other));
   }
-  return [...found];
+  return [...(found.size > 0 ? found : others)];
 }

@@ -261,6 +261,38 @@ describe.skipIf(!toolchain)('context binaries', () => {
     expect(readdirSync(output('prelu'))).toEqual([]);
   });
 
+  test('a graph that exceeds the ranks or the on-chip memory says which node and why', async () => {
+    const input = qdq('x', 'u16', 0.001, 100);
+    const result = qdq('y', 'u16', 0.001, 100);
+    const one = (op: string, shape: readonly number[]): TinyModel => ({
+      inputs: [{ name: 'x', dtype: 'f32', shape }],
+      outputs: [{ name: 'y_dq', dtype: 'f32', shape }],
+      nodes: [...input.nodes, { op, name: 'the_node', inputs: ['x_dq'], outputs: ['y'] }, ...result.nodes],
+      weights: [...input.weights, ...result.weights],
+    });
+    const compile = (name: string, model: TinyModel, providerOptions: Record<string, string> = {}) =>
+      compileContext(toolchain!, [source(name, model)], {
+        soc,
+        share: false,
+        outputFolder: output(name),
+        providerOptions,
+      });
+    await expect(compile('rank', one('Relu', [1, 2, 2, 2, 2, 2]))).rejects.toMatchObject({
+      code: 'QN010',
+      message: expect.stringMatching(/the_node \(Relu\): .*\(QNN 3110, .*\): a tensor of rank 6, fewer/),
+    });
+    await expect(compile('vtcm', one('Softmax', [1, 300_000]), { vtcm_mb: '1' })).rejects.toMatchObject({
+      code: 'QN011',
+      message: expect.stringMatching(/\n {2}x_Q: it needs 1\.1 MiB of on-chip memory \(VTCM\) at once/),
+      hint: expect.stringMatching(/QNN 1002/),
+    });
+    await expect(compile('udma', one('Relu', [1, 8]), { extended_udma: '1' })).rejects.toMatchObject({
+      code: 'QN011',
+      message: expect.stringMatching(/extended UDMA which is only available for DSP architectures >= 81/),
+    });
+    for (const name of ['rank', 'vtcm', 'udma']) expect(readdirSync(output(name))).toEqual([]);
+  });
+
   test('a killed compile is a coded error and leaves nothing half-written', async () => {
     const model = source('large', lpbqMatmul(32, 2048, 2048));
     const outputFolder = output('killed');
@@ -334,6 +366,10 @@ describe.skipIf(!toolchain)('context binaries', () => {
     }))!.files[0]!.binary;
     const truncated = join(folder, 'truncated.bin');
     writeFileSync(truncated, readFileSync(good).subarray(0, 3000));
+    await expect(readContextBinary(toolchain!, garbage)).rejects.toMatchObject({
+      code: 'QN014',
+      hint: expect.stringMatching(/no context binary .*\(QNN 30010\)/),
+    });
     for (const path of [garbage, empty, truncated, join(folder, 'absent.bin')])
       await expect(readContextBinary(toolchain!, path), path).rejects.toMatchObject({
         code: expect.stringMatching(/^(QN014|RT202)$/),

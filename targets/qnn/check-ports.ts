@@ -5,6 +5,11 @@ import type { ContextGraph } from './read-context.ts';
 /** Types that the vendor's compiler narrows at a graph's ports, where ONNX Runtime then converts. */
 const NARROWED: Readonly<Record<string, string>> = { i64: 'i32' };
 
+/** The vendor's compiler has no scalars: it gives them one axis of one element. */
+function sameShape(found: readonly number[], wanted: PortInfo['shape']): boolean {
+  return found.join() === (wanted.length === 0 ? '1' : wanted.join());
+}
+
 /**
  * Checks a compiled graph against the model that it was compiled from: every output, no port that the model does not have,
  * and each with the model's type and shape. An input that nothing reads is not in the binary.
@@ -24,7 +29,7 @@ export function checkGraphPorts(
     for (const { name, dtype, shape } of found) {
       const port = ports.get(name);
       if (!port) problems.push(`${side} ${name} is not in the model`);
-      else if ((dtype !== port.dtype && dtype !== NARROWED[port.dtype]) || shape.join() !== port.shape.join())
+      else if ((dtype !== port.dtype && dtype !== NARROWED[port.dtype]) || !sameShape(shape, port.shape))
         problems.push(`${side} ${name} is ${dtype}[${shape}], the model has ${port.dtype}[${port.shape}]`);
     }
     if (side === 'input') continue;

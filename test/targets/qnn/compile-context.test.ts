@@ -141,6 +141,11 @@ describe.skipIf(!toolchain)('context binaries', () => {
       }),
     );
     expect(check({ inputs: [{ ...inputs[0]!, dtype: 'u16' }] })).toThrow(/u16/);
+    // Scalars have an axis in a binary; nothing else may.
+    const scalar = { inputs: [{ ...inputs[0]!, shape: [] }], outputs };
+    const found = (shape: number[]) => ({ ...graph!, inputs: [{ ...inputs[0]!, shape }] });
+    expect(() => checkGraphPorts(found([1]), scalar, 'model.onnx')).not.toThrow();
+    expect(() => checkGraphPorts(found([1, 1]), scalar, 'model.onnx')).toThrow(/f32\[1,1\], the model has f32\[\]/);
   });
 
   test('two graphs share one binary with the weights once', async () => {

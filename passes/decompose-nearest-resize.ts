@@ -1,6 +1,6 @@
 import { intAttribute, type Node, type Value } from '../compiler/ir/graph.ts';
 import { Tensor } from '../compiler/ir/tensor.ts';
-import { any, constant, either, type Match, op } from '../compiler/match.ts';
+import { any, constant, either, op } from '../compiler/match.ts';
 import { findOp } from '../compiler/ops/index.ts';
 import { rewritePass } from '../compiler/rewrite.ts';
 import { knownShape } from '../compiler/value-facts.ts';
@@ -22,12 +22,12 @@ export const decomposeNearestResize = rewritePass({
         op('Resize', [any('x'), undefined, undefined, constant('sizes')], { as: 'resize' }),
       ),
       check: (match, context) => {
-        const plan = planGathers(match, context.opset());
+        const plan = planGathers(match.node('resize'), context.opset());
         return typeof plan === 'string' ? plan : true;
       },
       rewrite: (match, build) => {
         let value = match.value('x');
-        for (const { axis, indices } of planGathers(match, build.opset) as AxisGather[])
+        for (const { axis, indices } of planGathers(match.node('resize'), build.opset) as AxisGather[])
           value = build.emit('Gather', [value, build.integers('nearest', indices)], {
             attributes: { axis: intAttribute(axis) },
           });
@@ -43,37 +43,49 @@ interface AxisGather {
 }
 
 /** The neighbours along each axis that changes, or why the op stays. */
-function planGathers(match: Match, opset: number): AxisGather[] | string {
-  const node = match.node('resize');
-  const x = match.value('x');
+function planGathers(node: Node, opset: number): AxisGather[] | string {
+  const gathers = findGathers(node, opset);
+  if (typeof gathers === 'string') return gathers;
+  return gathers.every(({ length, indices }) => isRepeated(length, indices)) ? 'HTP repeats elements rightly' : gathers;
+}
+
+/**
+ * Whether a Resize repeats each element a whole number of times, which HTP computes rightly; undefined where it interpolates
+ * or what it reads is not known.
+ */
+export function isRepeatedNearest(node: Node, opset: number): boolean | undefined {
+  const gathers = findGathers(node, opset);
+  return typeof gathers === 'string' ? undefined : gathers.every(({ length, indices }) => isRepeated(length, indices));
+}
+
+function findGathers(node: Node, opset: number): (AxisGather & { readonly length: number })[] | string {
+  const x = node.input(0);
+  if (!node.inputs[2]?.data && !node.inputs[3]?.data) return 'its lengths are computed';
   if (node.string('mode', 'nearest') !== 'nearest') return 'it interpolates';
   if (node.string('coordinate_transformation_mode', '') === 'tf_crop_and_resize') return 'it crops';
   if (node.string('keep_aspect_ratio_policy', 'stretch') !== 'stretch') return 'it keeps the aspect ratio';
   if (node.attributes.has('axes')) return 'it names axes';
   const shape = knownShape(x);
   if (!shape?.every((dim) => typeof dim === 'number')) return `the shape of %${x.name} is not fixed`;
-  const gathers = (shape as number[])
-    .map((length, axis) => ({ axis, length, indices: neighbours(match, node, x, axis, opset) }))
+  return (shape as number[])
+    .map((length, axis) => ({ axis, length, indices: neighbours(node, axis, opset) }))
     .filter(({ length, indices }) => indices.length !== length || indices.some((at, i) => at !== i));
-  return gathers.every(({ length, indices }) => isRepeated(length, indices)) ? 'HTP repeats elements rightly' : gathers;
 }
 
 /** Which element each output reads along an axis: the op itself, run on 0, 1, 2 ... */
-function neighbours(match: Match, node: Node, x: Value, axis: number, opset: number): number[] {
-  const dims = x.dims;
+function neighbours(node: Node, axis: number, opset: number): number[] {
+  const { dims } = node.input(0);
   const shape = dims.map((length, at) => (at === axis ? length : 1));
   const ramp = Float32Array.from({ length: dims[axis]! }, (_, i) => i);
-  const own = (name: 'scales' | 'sizes', dtype: 'f32' | 'i64'): Tensor | undefined => {
-    if (!match.has(name)) return undefined;
-    const values = match
-      .value(name)
-      .data!.toNumbers()
-      .map((value, at) => (at === axis ? value : 1));
-    return dtype === 'f32'
-      ? Tensor.of('f32', [values.length], Float32Array.from(values))
-      : Tensor.of('i64', [values.length], BigInt64Array.from(values, BigInt));
-  };
-  const inputs = [Tensor.of('f32', shape, ramp), undefined, own('scales', 'f32'), own('sizes', 'i64')];
+  const along = (value: Value | undefined): number[] | undefined =>
+    value?.data?.toNumbers().map((number, at) => (at === axis ? number : 1));
+  const [scales, sizes] = [along(node.inputs[2]), along(node.inputs[3])];
+  const inputs = [
+    Tensor.of('f32', shape, ramp),
+    undefined,
+    scales?.length ? Tensor.of('f32', [scales.length], Float32Array.from(scales)) : undefined,
+    sizes && Tensor.of('i64', [sizes.length], BigInt64Array.from(sizes, BigInt)),
+  ];
   const [output] = findOp('', 'Resize', opset)!.evaluate!(
     inputs.map((tensor) => tensor?.toData()),
     { node, opset },

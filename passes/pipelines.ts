@@ -1,11 +1,12 @@
 import type { Pass } from '../compiler/pass.ts';
 import { addNormBias } from './add-norm-bias.ts';
+import { clampMask } from './clamp-mask.ts';
 import { convertConstantNodes } from './convert-constant-nodes.ts';
 import { decomposeActivations } from './decompose-activations.ts';
 import { decomposeBatchNorm } from './decompose-batch-norm.ts';
+import { decomposeCumulativeSum } from './decompose-cumulative-sum.ts';
 import { decomposeEdgePad } from './decompose-edge-pad.ts';
 import { decomposeEinsum } from './decompose-einsum.ts';
-import { decomposeExclusiveSum } from './decompose-exclusive-sum.ts';
 import { decomposeGelu } from './decompose-gelu.ts';
 import { decomposeGemm, decomposeGeneralGemm } from './decompose-gemm.ts';
 import { decomposeHardSigmoid } from './decompose-hard-sigmoid.ts';
@@ -37,6 +38,7 @@ import { fuseSilu } from './fuse-silu.ts';
 import { inlineConstantBranches } from './inline-constant-branches.ts';
 import { inlineLocalFunctions } from './inline-local-functions.ts';
 import { mergeTransposedGroups } from './merge-transposed-groups.ts';
+import { repairEncodings } from './repair-encodings.ts';
 
 /**
  * What an ONNX import goes through, until nothing changes (`runPasses(module, simplify, { untilStable: true })`). Order
@@ -65,17 +67,21 @@ export const fuse: readonly Pass[] = [
 
 /** What HTP refuses or computes wrongly in the form that models have it, after `fuse`. */
 export const lowerForHtp: readonly Pass[] = [
+  fuseDepthToSpace, // six axes are one too many
+  decomposeGeneralGemm,
   decomposeActivations,
   decomposeBatchNorm, // what fuse left: those behind a convolution are in its weights
   flattenLayerNorm, // before add-norm-bias, which wants a vector
   addNormBias,
   decomposeL1Norm,
   decomposeReductions,
-  decomposeExclusiveSum,
+  decomposeCumulativeSum,
   decomposeEinsum,
   decomposeEdgePad,
   decomposeNearestResize,
   decomposeTrilu,
+  clampMask,
+  repairEncodings, // of graphs that come quantized
 ];
 
 /** What TFLite has no operator for, after `fuse`; the layout of images is the lowering's own affair. */
@@ -98,12 +104,13 @@ export const lowerForTflite: readonly Pass[] = [
 export const PASSES: ReadonlyMap<string, Pass> = new Map(
   [
     addNormBias,
+    clampMask,
     convertConstantNodes,
     decomposeActivations,
     decomposeBatchNorm,
     decomposeEdgePad,
     decomposeEinsum,
-    decomposeExclusiveSum,
+    decomposeCumulativeSum,
     decomposeGelu,
     decomposeGemm,
     decomposeGeneralGemm,
@@ -136,5 +143,6 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     inlineConstantBranches,
     inlineLocalFunctions,
     mergeTransposedGroups,
+    repairEncodings,
   ].map((pass) => [pass.name, pass]),
 );

@@ -14,6 +14,7 @@ import {
 } from './native-frames.ts';
 import { readLog, readLogTail, readPeakRss, type StartedChild, spawnChild } from './native-process.ts';
 import type { ContextInfo } from './native-qnn-system.ts';
+import { explainQnnText } from './qnn-codes.ts';
 import type { PortInfo, Runner, Tensors } from './runner.ts';
 import { forbidTelemetry } from './telemetry.ts';
 
@@ -177,6 +178,7 @@ export class NativeHost {
       throw new NpucError('RT110', {
         message: [`ONNX Runtime refuses the model: ${cause.message}`, ...said.map((line) => `  ${line}`)].join('\n'),
         where: model,
+        ...explain(cause),
         cause,
       });
     }
@@ -192,6 +194,7 @@ export class NativeHost {
       throw new NpucError('QN014', {
         message: `the context binary cannot be read: ${cause.message}`,
         where: path,
+        ...explain(cause),
         cause,
       });
     }
@@ -396,7 +399,7 @@ export class NativeSession implements Runner {
       return Object.fromEntries(tensors.map((tensor, index) => [tensor.name, toTensor(tensor, answer.blobs[index]!)]));
     } catch (cause) {
       if (!(cause instanceof NativeFailure)) throw cause;
-      throw new NpucError('RT111', { message: `the model failed to run: ${cause.message}`, cause });
+      throw new NpucError('RT111', { message: `the model failed to run: ${cause.message}`, ...explain(cause), cause });
     }
   }
 
@@ -412,6 +415,12 @@ export class NativeSession implements Runner {
   #list(ports: readonly PortInfo[]): string {
     return `the model has ${ports.map((port) => `${port.name} ${port.dtype}[${port.shape}]`).join(', ')}`;
   }
+}
+
+/** What the vendor's number in a failure means, as the hint of an error. */
+function explain(cause: NativeFailure): { readonly hint?: string } {
+  const hint = explainQnnText(cause.message);
+  return hint === undefined ? {} : { hint };
 }
 
 function checkFeed(port: PortInfo, tensor: TensorData): void {

@@ -9,9 +9,9 @@ import {
   type NativeToolchain,
   type SessionOptions,
 } from '../../compiler/runtime/ort-native.ts';
+import { explainQnnText } from '../../compiler/runtime/qnn-codes.ts';
 import type { Soc } from '../socs.ts';
 import { checkGraphPorts } from './check-ports.ts';
-import { explainQnnText } from './error-codes.ts';
 import { keepLog } from './keep-log.ts';
 import { renameGraphs, renameInModel } from './name-graphs.ts';
 import { parseCompilerErrors, parseRefusals, REFUSAL_SUMMARY, type Refusal } from './parse-log.ts';

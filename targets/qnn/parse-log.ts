@@ -1,4 +1,4 @@
-import { explainQnnCode } from './error-codes.ts';
+import { explainQnnCode } from '../../compiler/runtime/qnn-codes.ts';
 
 /** A node that the QNN plugin does not take, with the plugin's own reason. */
 export interface Refusal {

@@ -1,7 +1,5 @@
-import { NpucError } from '../../compiler/errors.ts';
 import type { ContextInfo } from '../../compiler/runtime/native-qnn-system.ts';
 import { NativeHost, type NativeToolchain } from '../../compiler/runtime/ort-native.ts';
-import { explainQnnText } from './error-codes.ts';
 
 export type { ContextGraph, ContextInfo, ContextTensor } from '../../compiler/runtime/native-qnn-system.ts';
 
@@ -26,11 +24,6 @@ export async function readContextBinaries(
     const contexts: ContextInfo[] = [];
     for (const path of paths) contexts.push(await host.readContext(path));
     return contexts;
-  } catch (error) {
-    const hint = error instanceof NpucError && error.code === 'QN014' ? explainQnnText(error.message) : undefined;
-    if (!hint) throw error;
-    const { message, where } = error as NpucError;
-    throw new NpucError('QN014', { message, ...(where === undefined ? {} : { where }), hint, cause: error });
   } finally {
     await host.close();
   }

@@ -203,7 +203,7 @@ async function describeCompiled(path: string): Promise<Description> {
   }));
   const shared = describeSharedWeights(path, manifest);
   const { contexts, lines } = await describeBinaries(path, manifest);
-  const made = Object.entries(manifest.toolchain).map(([tool, version]) => `${tool} ${version}`);
+  const made = Object.entries(manifest.toolchain ?? {}).map(([tool, version]) => `${tool} ${version}`);
   return {
     kind: 'compiled',
     data: { ...manifest, ...(shared ? { sharing: shared.sharing } : {}), contexts },

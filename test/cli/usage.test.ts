@@ -91,7 +91,7 @@ test('completion offers flags after a dash, else commands and choices, and leave
   expect(await complete('co')).toEqual(expect.arrayContaining(['completion', 'compile', 'inspect']));
   expect(await complete('compile', '--sc')).toContain('--scheme');
   expect(await complete('compile', '')).toEqual(['']);
-  expect(await complete('toolchain', '')).toEqual(['install', 'list', 'licence', 'remove']);
+  expect(await complete('toolchain', '')).toEqual(['install', 'list', 'use', 'licence', 'remove']);
 });
 
 test.skipIf(process.platform !== 'linux')('a reader that has seen enough is no failure, a full disk is one', () => {

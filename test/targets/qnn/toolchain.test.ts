@@ -14,7 +14,7 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { cacheFolder } from '../../../compiler/cache.ts';
 import { NativeHost } from '../../../compiler/runtime/ort-native.ts';
 import { checkMadeWith } from '../../../targets/qnn/check-toolchain.ts';
@@ -124,6 +124,33 @@ describe.skipIf(!toolchain)('toolchain on a supported host', () => {
     }
     expect(readdirSync(join(folder, 'cache', 'toolchains'))).toEqual([]);
     expect(findToolchain('qnn')).toBeUndefined();
+  });
+
+  test("pip's own configuration chooses the index, and its wheel is still checked", async () => {
+    const wheels = join(folder, 'index');
+    mkdirSync(wheels);
+    const make = `import sys, zipfile
+z = zipfile.ZipFile(sys.argv[1], 'w')
+info = 'onnxruntime-1.32.0.dist-info/'
+z.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: onnxruntime\\nVersion: 1.32.0\\n')
+z.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nTag: cp311-cp311-manylinux_2_28_x86_64\\n')
+z.writestr(info + 'RECORD', '')
+z.close()`;
+    execFileSync('python3', ['-c', make, join(wheels, WHEELS[0]!.file)]);
+    const install = () => installToolchain('qnn', { acceptLicence: true });
+    vi.stubEnv('PIP_NO_INDEX', '1');
+    vi.stubEnv('PIP_FIND_LINKS', wheels);
+    try {
+      await expect(install()).rejects.toMatchObject({ code: 'QN005', message: expect.stringMatching(/has SHA-256/) });
+      rmSync(join(wheels, WHEELS[0]!.file));
+      await expect(install()).rejects.toMatchObject({
+        code: 'QN004',
+        message: expect.stringMatching(/No matching distribution found for onnxruntime==1\.32\.0/),
+      });
+    } finally {
+      vi.unstubAllEnvs();
+    }
+    expect(readdirSync(join(folder, 'cache', 'toolchains'))).toEqual([]);
   });
 
   test('a cache that cannot be a folder is an error of the cache', async () => {

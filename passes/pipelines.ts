@@ -89,12 +89,17 @@ export const lowerForTflite: readonly Pass[] = [
   fuseDepthToSpace, // before the first Reshape is folded into something else
   fuseMatmulAdd, // a product of matrices and its bias are one operator
   decomposeGeneralGemm, // those that are not
+  decomposeActivations,
   decomposeLstm,
   decomposeBatchNorm, // what fuse left: those behind a convolution are in its weights
   decomposeLayerNorm,
   decomposeRmsNorm,
+  decomposeL1Norm,
+  decomposeReductions,
+  decomposeEinsum,
   decomposeHardSigmoid,
   decomposeEdgePad,
+  decomposeTrilu,
   mergeTransposedGroups,
   eliminateNoops, // the Identities that stand for an LSTM's outputs
   eliminateDeadCode, // constants of what was rewritten

@@ -31,6 +31,8 @@ export interface EmitOptions extends OperatorOptions {
   readonly dims?: readonly number[];
   /** The order of the output's axes, where it is not that of the node's layout. */
   readonly order?: Order;
+  /** Why the kernel's integers would be wrong here, so that it must run on floats. */
+  readonly onFloats?: string | undefined;
   /** Positions of the inputs that are activations; left out, all that hold real numbers. */
   readonly activations?: readonly number[];
 }
@@ -223,18 +225,15 @@ export class GraphLowering {
   /** An operator whose output is the node's, in the node's layout. */
   emit(name: KernelName, node: Node, inputs: readonly number[], options: EmitOptions = {}): void {
     const fused = options.output ? undefined : this.#fuse(node, options.options);
-    const output = options.output ?? fused?.output ?? node.output();
-    const order = options.order ?? this.orderIn(node, output);
-    const dims = orderedDims(output.dims, order);
-    const own = options.dims ?? dims;
-    const tensor = this.builder.addTensor(
-      output.name,
-      typeOf(output),
-      own,
-      quantizationOf(output.encoding, output.name),
-    );
+    const own = options.output ?? node.output();
+    const output = fused?.output ?? own;
+    const order = options.order ?? this.orderIn(node, own);
+    const dims = orderedDims(own.dims, order);
+    const quantization = quantizationOf(output.encoding, output.name);
+    const tensor = this.builder.addTensor(output.name, typeOf(output), options.dims ?? dims, quantization);
     this.run(name, node, inputs, tensor, { ...options, ...(fused ? { options: fused.options } : {}) });
-    this.define(output, this.reshape(tensor, dims, output.name), order);
+    const renamed = fused ? permutationBetween(fused.permutation, order) : order;
+    this.define(output, this.reshape(tensor, dims, output.name), renamed);
   }
 
   /**
@@ -256,11 +255,12 @@ export class GraphLowering {
     const types = new Set(tensors.map(({ type }) => type));
     const bits =
       types.size > 1 ? undefined : types.has(TensorType.INT8) ? 8 : types.has(TensorType.INT16) ? 16 : undefined;
-    const form = bits === undefined ? 'none' : KERNEL_FORMS[name][bits];
+    const form = bits === undefined || options.onFloats ? 'none' : KERNEL_FORMS[name][bits];
     const replaced = [...inputs];
     if (form === 'none') {
-      const reason =
+      const missing =
         bits === undefined ? 'its operands differ in type' : `LiteRT has no ${bits}-bit kernel for ${name}`;
+      const reason = options.onFloats ?? missing;
       this.floats.set(reason, [...(this.floats.get(reason) ?? []), node]);
       for (const i of activations) replaced[i] = this.toFloat(inputs[i]!);
       if (to.type === TensorType.FLOAT32 || !isRealTensor(to)) {
@@ -326,22 +326,37 @@ export class GraphLowering {
     return result;
   }
 
-  /** The activation that alone reads a node's output and that its kernel can compute too. */
+  /**
+   * The activation that alone reads a node's output, maybe through Transposes, and that its kernel can compute too.
+   * `permutation`: axis k of the activation's output is axis `permutation[k]` of the node's.
+   */
   #fuse(
     node: Node,
     options: UnionValue<'BuiltinOptions'> | undefined,
-  ): { readonly output: Value; readonly options: UnionValue<'BuiltinOptions'> } | undefined {
+  ):
+    | { readonly output: Value; readonly permutation: Order; readonly options: UnionValue<'BuiltinOptions'> }
+    | undefined {
     if (!options || !('fusedActivationFunction' in options)) return undefined;
-    const output = node.output();
-    const [use] = output.uses;
-    if (output.uses.size !== 1 || this.graph.isOutput(output) || use!.index !== 0) return undefined;
-    const reader = use!.node;
-    const code = activationCode(reader);
+    let output = node.output();
+    let permutation = orderOf('plain', output.dims.length);
+    let reader = this.#onlyReader(output);
+    while (reader?.op === 'Transpose' && renamedBy(reader.output())) {
+      permutation = transposePermutation(reader).map((axis) => permutation[axis]!);
+      output = reader.output();
+      reader = this.#onlyReader(output);
+    }
+    const code = reader && activationCode(reader);
     if (code === undefined) return undefined;
-    const [before, after] = [output.encoding, reader.output().encoding];
+    const [before, after] = [output.encoding, reader!.output().encoding];
     if (before && after ? !sameEncoding(before, after) : before !== after) return undefined;
-    this.absorbed.add(reader);
-    return { output: reader.output(), options: { ...options, fusedActivationFunction: code } };
+    this.absorbed.add(reader!);
+    return { output: reader!.output(), permutation, options: { ...options, fusedActivationFunction: code } };
+  }
+
+  /** The node that alone reads a value, as its first input. */
+  #onlyReader(value: Value): Node | undefined {
+    const [use] = value.uses;
+    return value.uses.size === 1 && !this.graph.isOutput(value) && use!.index === 0 ? use!.node : undefined;
   }
 
   addInput(value: Value, form: PortForm): TflitePort {
@@ -437,6 +452,7 @@ function covers(low: number, high: number, { dtype, scale, zeroPoint }: Encoding
   const [least, most] = integerRange(dtype);
   const zero = zeroPoint?.[0] ?? 0;
   const step = scale[0]!;
-  // A limit may lie within half a step of the end: it rounds to the same integer.
-  return (least - zero) * step >= low - step / 2 && (most - zero) * step <= high + step / 2;
+  // A limit may lie half a step from the end, because zero was rounded: it rounds to the same integer or its neighbour.
+  const room = 0.501 * step;
+  return (least - zero) * step >= low - room && (most - zero) * step <= high + room;
 }

@@ -167,7 +167,12 @@ function lowerIdentity(node: Node, lowering: GraphLowering): void {
     lowering.define(to, lowering.toFloat(tensor), order);
     return;
   }
-  lowering.emit('QUANTIZE', node, [tensor], { options: { kind: 'QuantizeOptions' } });
+  // From floats or from integers of any width.
+  const { builder } = lowering;
+  const dims = builder.tensor(tensor).shape;
+  const written = builder.addTensor(to.name, typeOf(to), dims, quantizationOf(to.encoding, to.name));
+  builder.addQuantize(tensor, written);
+  lowering.define(to, written, order);
 }
 
 /** Where(condition, a, b). */

@@ -73,6 +73,14 @@ function modeFor(axes: readonly ResizedAxis[], nearest: boolean): Mode | undefin
   );
 }
 
+/** Whether places are whole multiples of 1/1024, as the integer kernel has them: otherwise they drift over an axis. */
+function isExact(axes: readonly ResizedAxis[], { alignCorners, halfPixelCenters }: Mode): boolean {
+  return axes.every(({ from, taps: { length: to } }) => {
+    const [above, below] = alignCorners && to > 1 ? [from - 1, to - 1] : [from, to];
+    return Number.isInteger((1024 * above) / below / (halfPixelCenters ? 2 : 1));
+  });
+}
+
 function isNearest(node: Node): boolean {
   return node.string('mode', 'nearest') === 'nearest';
 }
@@ -119,7 +127,10 @@ function lowerResize(node: Node, lowering: GraphLowering): void {
     lowering.emit('RESIZE_NEAREST_NEIGHBOR', node, [x, size], { options, dims });
     return;
   }
-  lowering.emit('RESIZE_BILINEAR', node, [x, size], { options: { kind: 'ResizeBilinearOptions', ...mode }, dims });
+  const wide = node.output().encoding?.dtype === 'i16';
+  const onFloats = wide && !isExact(axes, mode) ? 'the 16-bit kernel has places of 1/1024 of a pixel only' : undefined;
+  const options = { kind: 'ResizeBilinearOptions', ...mode } as const;
+  lowering.emit('RESIZE_BILINEAR', node, [x, size], { options, dims, onFloats });
 }
 
 /** Rounding that no operator knows: every output is gathered from its place, axis by axis. */

@@ -14,6 +14,7 @@ import { decomposeHardSwish } from './decompose-hard-swish.ts';
 import { decomposeL1Norm } from './decompose-l1-norm.ts';
 import { decomposeLayerNorm } from './decompose-layer-norm.ts';
 import { decomposeLstm } from './decompose-lstm.ts';
+import { decomposeMeanVariance } from './decompose-mean-variance.ts';
 import { decomposeNearestResize } from './decompose-nearest-resize.ts';
 import { decomposeReductions } from './decompose-reductions.ts';
 import { decomposeRmsNorm } from './decompose-rms-norm.ts';
@@ -74,6 +75,7 @@ export const lowerForHtp: readonly Pass[] = [
   flattenLayerNorm, // before add-norm-bias, which wants a vector
   addNormBias,
   decomposeL1Norm,
+  decomposeMeanVariance,
   decomposeReductions,
   decomposeCumulativeSum,
   decomposeEinsum,
@@ -124,6 +126,7 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     decomposeL1Norm,
     decomposeLayerNorm,
     decomposeLstm,
+    decomposeMeanVariance,
     decomposeNearestResize,
     decomposeReductions,
     decomposeRmsNorm,

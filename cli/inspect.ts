@@ -22,7 +22,11 @@ export const inspectCommand: Command = {
   builder: (args: Argv) =>
     args
       .positional('path', { type: 'string', demandOption: true })
-      .option('text', { type: 'boolean', default: false, describe: 'print an ONNX model in the text form of the IR' })
+      .option('text', {
+        type: 'boolean',
+        default: false,
+        describe: 'print an ONNX model in the text form of the IR, a TFLite file likewise',
+      })
       .option(
         'soc',
         textFlag('check the model against the HTP of this SoC; exit code 1 when something cannot be mended'),
@@ -34,6 +38,7 @@ export const inspectCommand: Command = {
       .option('with-toolchain', { type: 'boolean', default: false, describe: "ask the vendor's validator as well" })
       .example('$0 inspect build/qnn/prefill_128_ctx_qnn.bin', '')
       .example('$0 inspect model.onnx --text', '')
+      .example('$0 inspect build/tflite/model.tflite --text', '')
       .example('$0 inspect model.onnx --soc SM8650 --scheme w8a8', '')
       .example('$0 inspect model.onnx --soc SM8650 --fix --out fixed.onnx', ''),
   run: async (args: InspectArguments) => {

@@ -10,6 +10,7 @@ import { inferShapes } from '../../compiler/ops/infer-shapes.ts';
 import { isModelManifest, isOutputFolder, readAnyManifest } from '../../targets/manifest.ts';
 import type { ModelTargetManifest } from '../../targets/model-target.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
+import { printTflite } from '../../targets/tflite/print.ts';
 import { readTflite } from '../../targets/tflite/read.ts';
 import { operatorName, tensorTypeName } from '../../targets/tflite/schema-enums.ts';
 import { formatBytes } from '../render-plan.ts';
@@ -27,8 +28,8 @@ export interface Description {
 export async function describePath(path: string, asText: boolean): Promise<Description> {
   if (isOutputFolder(path)) return await describeCompiled(path);
   if (path.endsWith('.onnx')) return describeOnnx(path, asText);
-  if (asText) throw new NpucError('CL001', { message: '--text prints ONNX models only', where: path });
-  if (path.endsWith('.tflite')) return describeTflite(path);
+  if (path.endsWith('.tflite')) return describeTflite(path, asText);
+  if (asText) throw new NpucError('CL001', { message: '--text prints ONNX and TFLite models only', where: path });
   if (path.endsWith('.bin') && !path.endsWith('pytorch_model.bin')) return await describeContext(path);
   return await describeCheckpoint(path);
 }
@@ -91,11 +92,13 @@ function allNodes(graph: Graph): Module['graphs'][number]['nodes'] {
   return graph.nodes.flatMap((node) => [node, ...node.subgraphs.flatMap(allNodes)]);
 }
 
-function describeTflite(path: string): Description {
+function describeTflite(path: string, asText: boolean): Description {
   const file = new FileSource(path);
   try {
     const bytes = file.size;
     const model = readTflite(file, path);
+    if (asText)
+      return { kind: 'tflite', data: { text: printTflite(model) }, lines: printTflite(model).trimEnd().split('\n') };
     const subgraphs = model.subgraphs.map((graph) => ({
       name: graph.name ?? '',
       ops: Object.fromEntries(countBy(graph.operators.map((operator) => operatorName(operator.code)))),

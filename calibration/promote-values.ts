@@ -1,6 +1,6 @@
 import { cloneModule } from '../compiler/ir/clone.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
-import { type Graph, type Module, type Node, tensorType, type Value } from '../compiler/ir/graph.ts';
+import { type Graph, intAttribute, type Module, type Node, tensorType, type Value } from '../compiler/ir/graph.ts';
 import { Tensor, type TensorData, toFloats } from '../compiler/ir/tensor.ts';
 import { createDifferenceSums, type Kernels } from '../compiler/kernels/kernels.ts';
 import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
@@ -37,8 +37,11 @@ const BESIDE_WIDE = 4;
 /** Above this share of the values at 16 bits there is no point in 8 bits. */
 const MOST_PROMOTED = 0.5;
 
+/** How a value is rounded to see what that costs: as its encoding does, or as a half float. */
+export type Rounding = 'encoding' | 'half';
+
 /** Share of noise in every output: power of the difference from float over power of the float output. */
-type Noise = ReadonlyMap<string, number>;
+export type Noise = ReadonlyMap<string, number>;
 
 /**
  * Finds, by measuring, the few values that must have 16 bits in an 8-bit graph. Where an output is far noisier than with 16
@@ -80,7 +83,7 @@ export async function promoteValues(inputs: PromoteInputs): Promise<Promotions> 
 }
 
 /** Values that share one rounding, and the nodes that must work at 16 bits to spare it: their makers and readers. */
-interface Site {
+export interface Site {
   readonly name: string;
   readonly encoding: Encoding;
   /** Values of the float graph that are rounded: those that are computed or fed, not those that only move them. */
@@ -88,8 +91,8 @@ interface Site {
   readonly nodes: readonly Node[];
 }
 
-/** Every rounding of the 8-bit graph that the float graph can be given. */
-function findSites(float: Graph, quantized: Graph, opset: number, format: NumberFormat): Site[] {
+/** Every rounding of the quantized graph that the float graph can be given. */
+export function findSites(float: Graph, quantized: Graph, opset: number, format: NumberFormat): Site[] {
   const fixed = new Set(Object.values(format.fixed).flatMap((widths) => Object.values(widths)));
   const clamped = clampedValues(float, opset);
   const shared = new Map<Encoding | Value, { encoding: Encoding; values: Value[]; nodes: Set<Node> }>();
@@ -117,22 +120,31 @@ function findSites(float: Graph, quantized: Graph, opset: number, format: Number
     }));
 }
 
-interface Part {
+export interface Part {
   readonly site: Site;
   readonly noise: Noise;
 }
 
-/** What each rounding alone does to the outputs. */
-async function measureParts(inputs: PromoteInputs, sites: readonly Site[]): Promise<Part[]> {
+/**
+ * What each rounding alone does to the outputs.
+ * @param least where all of them together leave no output with more noise than this, nothing is measured one by one
+ * @returns none in that case
+ */
+export async function measureParts(
+  inputs: Pick<PromoteInputs, 'float' | 'kernels' | 'open' | 'feeds' | 'onProgress'>,
+  sites: readonly Site[],
+  rounding: Rounding = 'encoding',
+  least = 0,
+): Promise<Part[]> {
   const { float, kernels, open, feeds } = inputs;
   const probe = cloneModule(float);
-  const gates = sites.map((site) => addGate(probe.graph(), site));
+  const gates = sites.map((site) => addGate(probe.graph(), site, rounding));
   const names = float.graph().outputs.map(({ name }) => name);
   const runner = await openModule(probe, open);
-  const run = async (on: string | undefined): Promise<Tensors[]> => {
+  const run = async (...on: readonly string[]): Promise<Tensors[]> => {
     const switches = gates.map((gate): [string, TensorData] => [
       gate,
-      { dtype: 'f32', shape: [], data: Float32Array.of(gate === on ? 1 : 0) },
+      { dtype: 'f32', shape: [], data: Float32Array.of(on.includes(gate) ? 1 : 0) },
     ]);
     const results: Tensors[] = [];
     for (const feed of feeds.slice(0, SAMPLES)) {
@@ -143,10 +155,14 @@ async function measureParts(inputs: PromoteInputs, sites: readonly Site[]): Prom
     return results;
   };
   try {
-    const base = await run(undefined);
+    const base = await run();
+    if (least > 0) {
+      const together = noiseOf(base, await run(...gates), kernels);
+      if ([...together.values()].every((share) => share <= least)) return [];
+    }
     const parts: Part[] = [];
     for (const [index, site] of sites.entries()) {
-      parts.push({ site, noise: noiseOf(base, await run(gates[index]), kernels) });
+      parts.push({ site, noise: noiseOf(base, await run(gates[index]!), kernels) });
       inputs.onProgress?.(index + 1, sites.length);
     }
     return parts;
@@ -160,23 +176,15 @@ async function measureParts(inputs: PromoteInputs, sites: readonly Site[]): Prom
  *
  * for every reader of x. @returns the gate's name
  */
-function addGate(graph: Graph, site: Site): string {
+function addGate(graph: Graph, site: Site, rounding: Rounding): string {
   const gate = graph.addInput(`${site.name}#gate`, tensorType('f32', []));
-  const { dtype, scale, zeroPoint } = site.encoding;
-  const parameters = [
-    graph.addConstant(`${site.name}#scale`, Tensor.of('f32', [], scale)),
-    graph.addConstant(`${site.name}#zero`, Tensor.of(dtype, [], [zeroPoint?.[0] ?? 0])),
-  ];
+  const round = rounding === 'half' ? roundToHalf : roundToIntegers(graph, site);
   for (const name of site.values) {
     const value = graph.find(name)!;
     const readers = [...value.uses];
     const before = graph.nodes[value.producer ? graph.nodes.indexOf(value.producer) + 1 : 0];
     const options = { ...(value.type ? { type: value.type } : {}), ...(before ? { before } : {}) };
-    const integers = graph.emit('QuantizeLinear', [value, ...parameters], {
-      ...options,
-      type: tensorType(dtype, value.shape),
-    });
-    const rounded = graph.emit('DequantizeLinear', [integers, ...parameters], options);
+    const rounded = round(graph, value, options);
     const error = graph.emit('Sub', [rounded, value], options);
     const gated = graph.emit('Add', [value, graph.emit('Mul', [error, gate], options)], options);
     for (const { node, index } of readers) node.setInput(index, gated);
@@ -185,6 +193,30 @@ function addGate(graph: Graph, site: Site): string {
     });
   }
   return gate.name;
+}
+
+type Round = (graph: Graph, value: Value, options: { readonly type?: Value['type']; readonly before?: Node }) => Value;
+
+function roundToIntegers(graph: Graph, { name, encoding: { dtype, scale, zeroPoint } }: Site): Round {
+  const parameters = [
+    graph.addConstant(`${name}#scale`, Tensor.of('f32', [], scale)),
+    graph.addConstant(`${name}#zero`, Tensor.of(dtype, [], [zeroPoint?.[0] ?? 0])),
+  ];
+  return (_, value, options) => {
+    const type = tensorType(dtype, value.shape);
+    const integers = graph.emit('QuantizeLinear', [value, ...parameters], { ...options, type });
+    return graph.emit('DequantizeLinear', [integers, ...parameters], options);
+  };
+}
+
+function roundToHalf(graph: Graph, value: Value, options: Parameters<Round>[2]): Value {
+  const cast = (from: Value, dtype: 'f16' | 'f32', to: number): Value =>
+    graph.emit('Cast', [from], {
+      ...options,
+      type: tensorType(dtype, value.shape),
+      attributes: { to: intAttribute(to) },
+    });
+  return cast(cast(value, 'f16', 10), 'f32', 1);
 }
 
 /** Promotes the costliest values until the noise that is left, with that of 16 bits everywhere, is within the limits. */

@@ -11,6 +11,7 @@ import { type CompensatedWeight, compensateWeights } from './compensate-weights.
 import { correctBiases, replaceBiases } from './correct-biases.ts';
 import { equalizeLayers } from './equalize-layers.ts';
 import { collectGraphStatistics } from './graph-statistics.ts';
+import { dropEncodings, findHalfFloats } from './keep-half-floats.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import { planWeights } from './plan-weights.ts';
 import { isReal } from './precision.ts';
@@ -82,6 +83,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
         kernels,
         ...(inputs.open ? { open: inputs.open } : {}),
       });
+  const halves = new Set<string>();
   const quantize = async (chosen: Recipe): Promise<{ module: Module; plan: Plan }> => {
     const module = cloneModule(float);
     const graph = module.graph();
@@ -93,7 +95,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     if (given) adoptWeights(given.encodings, graph, plan, format, weights);
     replaceBiases(graph, await correctBiases(float, weights, inputs.feeds, rounded, inputs.open));
     applyPlan(graph, opset, plan, weights);
-    return { module, plan };
+    return { module, plan: { ...plan, activations: dropEncodings(graph, halves, plan.activations) } };
   };
   // The rows of an image are no rows of a language model: what 8 bits cost is measured, not guessed from them.
   const overrides = [
@@ -102,6 +104,20 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     ...(given ? widthsOf(given.encodings, float.graph(), recipe) : []),
   ];
   const measured: Recipe = { ...recipe, overrides, headroom: HEADROOM, promoteBelow: Number.NEGATIVE_INFINITY };
+  const sixteen = { match: '', activation: 16 as const };
+  const { names, remarks: halfRemarks } =
+    format.halfFloats && inputs.promote !== false && !given
+      ? await findHalfFloats({
+          float,
+          quantized: (await quantize({ ...measured, overrides: [...overrides, sixteen] })).module,
+          format,
+          overrides: recipe.overrides,
+          feeds: inputs.feeds,
+          kernels,
+          ...(inputs.open ? { open: inputs.open } : {}),
+        })
+      : { names: [], remarks: [] };
+  for (const name of names) halves.add(name);
   const promotions =
     // Given encodings say the widths themselves.
     recipe.activation === 8 && inputs.promote !== false && !given
@@ -117,7 +133,12 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
         })
       : { overrides: [], remarks: [] };
   const { module, plan } = await quantize({ ...measured, overrides: [...overrides, ...promotions.overrides] });
-  const remarks = [...promotions.remarks, ...plan.remarks, ...describeFloatNodes(module.graph(), opset)];
+  const remarks = [
+    ...halfRemarks,
+    ...promotions.remarks,
+    ...plan.remarks,
+    ...describeFloatNodes(module.graph(), opset),
+  ];
   return { module, float, recipe, format, plan: { ...plan, remarks } };
 }
 

@@ -23,7 +23,11 @@ import { requireToolchain, type Toolchain } from './toolchain.ts';
 export const qnnModelTarget: ModelTarget = {
   name: 'qnn',
   // Before v73 there is no product of two 16-bit operands (facts of the vendor's simulator).
-  format: (soc) => (socSupports(soc, 'matmul-16x16') ? htpFormat : { ...htpFormat, rightOperand: 'u8' }),
+  format: (soc) => ({
+    ...htpFormat,
+    ...(socSupports(soc, 'matmul-16x16') ? {} : { rightOperand: 'u8' as const }),
+    halfFloats: socSupports(soc, 'fp16'),
+  }),
   lower: (module) => runPasses(module, lowerForHtp),
   async emit(quantized, context) {
     const { plan } = quantized;

@@ -285,6 +285,57 @@ out %y`);
   });
 });
 
+describe('what even 16 bits cannot hold', () => {
+  /** The root brings back the small values that equal steps over the range of a fourth power have lost. */
+  const power = parse(`
+in %x : f32[1,512]
+%a = Mul(%x, %x)
+%b = Mul(%a, %a)
+%r = Sqrt(%b)
+%y = Sqrt(%r)
+out %y`);
+
+  test.each(['w8a16', 'w8a8'])('stays a half float between integers (%s)', async (scheme) => {
+    const made = await quantize(power, scheme);
+    expect(made.module.graph().find('b')!.encoding).toBeUndefined();
+    expect(made.plan.activations.has('b')).toBe(false);
+    expect(encodingOf(made, 'y')).toBeDefined();
+    expect(made.plan.remarks.join('\n')).toMatch(/^b: half floats, at 16 bits it alone leaves \d+ dB of an output$/m);
+    expect(await measure(made)).toBeGreaterThan(scheme === 'w8a8' ? 33 : 50);
+  });
+
+  test('has integers all the same where the target has nothing else, and where half floats are no better', async () => {
+    const made = await quantize(power, 'w8a16', { format: { ...onnxFormat, halfFloats: false } });
+    expect(encodingOf(made, 'b').dtype).toBe('u16');
+    expect(await measure(made)).toBeLessThan(40);
+    // Beyond the largest half float.
+    const large = parse(`
+in %x : f32[1,512]
+%k : f32[] = const 1e5
+%m = Mul(%x, %k)
+%b = Mul(%m, %m)
+%y = Sqrt(%b)
+out %y`);
+    expect(encodingOf(await quantize(large, 'w8a16'), 'b').dtype).toBe('u16');
+  });
+
+  test('has integers where a convolution makes or reads it', async () => {
+    const made = await quantize(
+      parse(`
+in %x : f32[1,1,16,16]
+%w : f32[1,1,1,1] = const [1.0]
+%a = Mul(%x, %x)
+%b = Mul(%a, %a)
+%c = Conv(%b, %w)
+%r = Sqrt(%c)
+%y = Sqrt(%r)
+out %y`),
+      'w8a16',
+    );
+    for (const name of ['b', 'c']) expect(encodingOf(made, name).dtype).toBe('u16');
+  });
+});
+
 test('the same samples give the same graph, and the module that came in stays as it was', async () => {
   const module = parse(`${CONV}\n%c = Conv(%x, %w, %b)\n%y = Relu(%c)\nout %y`);
   const before = printModule(module, { data: 'all' });

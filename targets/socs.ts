@@ -22,8 +22,24 @@ export interface Soc {
   readonly measured: boolean;
 }
 
-// Numbers, architectures: QAIRT 2.51, each compiled and read back. VTCM: the SoC tables of executorch (qc_schema.py) and
-// LiteRT (vendors/qualcomm/core/schema/soc_table.cc). Marketing names: the vendor's product pages.
+/** Where a fact of the table comes from, and whether it was seen on the vendor's own libraries. */
+export interface FactSource {
+  readonly source: string;
+  readonly measured: boolean;
+}
+
+/** The sources of each column. `measured` of a row says whether the library's log names the part as well. */
+export const SOC_SOURCES: Readonly<Record<Exclude<keyof Soc, 'measured'>, FactSource>> = {
+  name: { source: 'the log of the vendor library where the row is measured, else public tables', measured: true },
+  number: { source: 'QAIRT 2.51: compiled for it and read back from the binary', measured: true },
+  arch: { source: 'QAIRT 2.51: compiled for it and read back from the binary', measured: true },
+  vtcmMegabytes: {
+    source: 'SoC tables of executorch (qc_schema.py) and LiteRT (vendors/qualcomm/core/schema/soc_table.cc)',
+    measured: false,
+  },
+  marketing: { source: "the vendor's product pages", measured: false },
+};
+
 const SOCS: readonly Soc[] = [
   { name: 'SM8350', number: 30, arch: 68, vtcmMegabytes: 4, marketing: ['888', '888+'], measured: true },
   { name: 'SM8450', number: 36, arch: 69, vtcmMegabytes: 8, marketing: ['8 Gen 1'], measured: true },
@@ -58,7 +74,7 @@ interface FeatureRule {
   readonly about: string;
   readonly supports: (arch: HtpArch) => boolean;
   readonly source: string;
-  /** What was measured on the simulator; empty where nothing was. */
+  /** What was measured on the simulator; empty where nothing was, and `source` alone vouches for it. */
   readonly measured: string;
 }
 

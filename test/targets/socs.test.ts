@@ -1,5 +1,13 @@
 import { describe, expect, test } from 'vitest';
-import { findSoc, HTP_FEATURES, listSocs, requireFeature, socSupports } from '../../targets/socs.ts';
+import {
+  findSoc,
+  HTP_CONTEXT_LIMIT_BYTES,
+  HTP_FEATURES,
+  listSocs,
+  requireFeature,
+  SOC_SOURCES,
+  socSupports,
+} from '../../targets/socs.ts';
 
 describe('SoC table', () => {
   test('part and marketing names resolve, whatever their case and spelling', () => {
@@ -29,6 +37,16 @@ describe('SoC table', () => {
     expect(new Set(numbers).size).toBe(numbers.length);
     for (const required of ['SM8350', 'SM8450', 'SM8475', 'SM8550', 'SM8650', 'SM8750', 'SM8845', 'SM8850', 'SC8380XP'])
       expect(findSoc(required).measured).toBe(true);
+  });
+
+  test('every fact says where it comes from, and whether it was measured', () => {
+    const columns = new Set(listSocs().flatMap((soc) => Object.keys(soc)));
+    expect([...Object.keys(SOC_SOURCES), 'measured'].sort()).toEqual([...columns].sort());
+    for (const { source } of [...Object.values(SOC_SOURCES), ...Object.values(HTP_FEATURES)])
+      expect(source.length).toBeGreaterThan(5);
+    expect(listSocs().find(({ name }) => name === 'SC8480XP')).toMatchObject({ number: 88, arch: 81, measured: true });
+    expect(listSocs().find(({ name }) => name === 'SA8295')).toMatchObject({ number: 39, arch: 68, measured: true });
+    expect(HTP_CONTEXT_LIMIT_BYTES).toBe(4 * 2 ** 30);
   });
 
   test('an unknown name is refused with the nearest ones', () => {

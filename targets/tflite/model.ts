@@ -102,7 +102,7 @@ export interface TfliteMetadata {
 }
 
 /**
- * Checks that every index points at something and that buffer 0 is empty.
+ * Checks that every index points at something, that buffer 0 is empty, and that operators and subgraphs have an order to run in.
  * @param code the error to throw: IO003 for a file that was read, TF103 for a model about to be written
  */
 export function checkIndices(model: TfliteModel, code: ErrorCode): void {
@@ -126,9 +126,8 @@ export function checkIndices(model: TfliteModel, code: ErrorCode): void {
       for (const index of operator.inputs) if (index !== -1) inside(index, tensors, `an input of ${op}`);
       for (const index of operator.outputs) inside(index, tensors, `an output of ${op}`);
       for (const index of operator.intermediates ?? []) inside(index, tensors, `an intermediate of ${op}`);
-      const composite = operator.options2?.kind === 'StableHLOCompositeOptions' ? operator.options2 : undefined;
-      if (composite) inside(composite.decompositionSubgraphIndex ?? 0, model.subgraphs.length, `the body of ${op}`);
     }
+    for (const called of calledSubgraphs(graph)) inside(called, model.subgraphs.length, `a subgraph called by ${name}`);
   });
   for (const signature of model.signatures) {
     inside(signature.subgraph, model.subgraphs.length, `the subgraph of signature ${signature.key}`);
@@ -138,6 +137,63 @@ export function checkIndices(model: TfliteModel, code: ErrorCode): void {
     }
   }
   for (const entry of model.metadata) inside(entry.buffer, buffers, `the buffer of metadata ${entry.name}`);
+  checkOrder(model, fail);
+  checkCalls(model, fail);
+}
+
+/** Operators stand in the order in which they run: none reads what it or a later one writes. */
+function checkOrder(model: TfliteModel, fail: (message: string) => never): void {
+  model.subgraphs.forEach((graph, g) => {
+    const writers = new Map<number, number>();
+    graph.operators.forEach(({ outputs }, at) => {
+      for (const output of outputs) if (!writers.has(output)) writers.set(output, at);
+    });
+    const given = new Set(graph.inputs);
+    graph.operators.forEach(({ code, inputs }, at) => {
+      const early = inputs.find((input) => !given.has(input) && (writers.get(input) ?? -1) >= at);
+      if (early === undefined || graph.tensors[early]!.isVariable) return;
+      fail(
+        `${graph.name ?? `subgraph ${g}`}, ${operatorName(code)} reads ${graph.tensors[early]!.name} before it is made`,
+      );
+    });
+  });
+}
+
+/** No subgraph calls itself, be it through others: a runtime would never come to an end. */
+function checkCalls(model: TfliteModel, fail: (message: string) => never): void {
+  const calls = model.subgraphs.map((graph) => calledSubgraphs(graph));
+  const callers = model.subgraphs.map(() => 0);
+  for (const called of calls.flat()) callers[called]!++;
+  const free = callers.flatMap((count, index) => (count === 0 ? [index] : []));
+  for (const index of free) {
+    for (const called of calls[index]!) if (--callers[called]! === 0) free.push(called);
+  }
+  if (free.length === model.subgraphs.length) return;
+  const circle = callers.flatMap((count, index) => (count > 0 ? [index] : []));
+  fail(`the subgraphs ${circle.slice(0, 10).join(', ')} call each other in a circle`);
+}
+
+/** Options that name another subgraph. */
+const CALLS: ReadonlySet<string> = new Set([
+  'subgraph',
+  'thenSubgraphIndex',
+  'elseSubgraphIndex',
+  'condSubgraphIndex',
+  'bodySubgraphIndex',
+  'initSubgraphIndex',
+  'decompositionSubgraphIndex',
+  'updateComputationSubgraphIndex',
+  'comparatorSubgraphIndex',
+]);
+
+/** Indices of the subgraphs that a subgraph's operators call. */
+function calledSubgraphs(graph: TfliteSubgraph): number[] {
+  return graph.operators.flatMap(({ options, options2 }) =>
+    Object.entries({ ...options, ...options2 }).flatMap(([key, value]) => {
+      if (key === 'branchSubgraphIndices') return Array.from(value as ArrayLike<number>);
+      return CALLS.has(key) ? [Number(value)] : [];
+    }),
+  );
 }
 
 /**

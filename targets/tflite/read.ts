@@ -11,7 +11,7 @@ import {
   type TfliteTensor,
 } from './model.ts';
 import type { BufferBytes, TableValue } from './schema.ts';
-import type { TensorTypeCode } from './schema-enums.ts';
+import { isKnownOperator, type TensorTypeCode } from './schema-enums.ts';
 
 /**
  * Reads a TFLite file. Only the tables are read; each buffer becomes a range of the source (`SourceBytes`), so a source
@@ -112,9 +112,16 @@ class ModelReader {
       throw malformed(`an operator has the code ${raw.opcodeIndex} of ${this.#raw.operatorCodes?.length ?? 0}`);
     const size = this.#number(raw.largeCustomOptionsSize ?? 0n, 'the size of custom options');
     const offset = this.#number(raw.largeCustomOptionsOffset ?? 0n, 'the offset of custom options');
+    // Writers older than the 32-bit field know only the 8-bit one; newer ones write 127 there for what it cannot hold.
+    const builtin = Math.max(code.builtinCode ?? 0, code.deprecatedBuiltinCode ?? 0);
+    if (!isKnownOperator(builtin)) {
+      throw new NpucError('TF105', {
+        message: `an operator has the code ${builtin}, which this schema does not know`,
+        hint: 'the file was written for a newer LiteRT than this tool knows, or is damaged',
+      });
+    }
     return present({
-      // Writers older than the 32-bit field know only the 8-bit one; newer ones write 127 there for what it cannot hold.
-      code: Math.max(code.builtinCode ?? 0, code.deprecatedBuiltinCode ?? 0),
+      code: builtin,
       version: code.version ?? 1,
       customCode: code.customCode,
       inputs: numbers(raw.inputs),

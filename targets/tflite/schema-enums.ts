@@ -264,6 +264,11 @@ export type BuiltinOperatorCode = (typeof BuiltinOperator)[keyof typeof BuiltinO
 const OPERATOR_NAMES = new Map<number, string>(Object.entries(BuiltinOperator).map(([name, code]) => [code, name]));
 const TYPE_NAMES = new Map<number, string>(Object.entries(TensorType).map(([name, code]) => [code, name]));
 
+/** Whether this schema has an operator of a code. */
+export function isKnownOperator(code: number): boolean {
+  return OPERATOR_NAMES.has(code);
+}
+
 /** The schema's name of an operator code; codes newer than this schema read `operator 251`. */
 export function operatorName(code: number): string {
   return OPERATOR_NAMES.get(code) ?? `operator ${code}`;

@@ -1,9 +1,13 @@
+import { readdirSync, readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { NpucError } from '../../../compiler/errors.ts';
 import { SourceBytes } from '../../../targets/tflite/byte-source.ts';
+import type { TfliteOperator } from '../../../targets/tflite/model.ts';
 import { readTflite } from '../../../targets/tflite/read.ts';
+import { BuiltinOperator } from '../../../targets/tflite/schema-enums.ts';
 import { encodeTflite } from '../../../targets/tflite/write.ts';
+import { hasMaterial, materialPath } from '../../material.ts';
 import { twoSignatures } from './tiny-models.ts';
 
 const GOOD = (['f32', 'a16w4'] as const).flatMap((kind) =>
@@ -121,6 +125,80 @@ describe('a damaged TFLite file', () => {
     const start = performance.now();
     expect(() => readTflite(new Uint8Array(view.buffer))).toThrow(/its tables overlap/);
     expect(performance.now() - start).toBeLessThan(2000);
+  });
+
+  it.skipIf(!hasMaterial)('made from a real one by 2,000 mutations gives a coded error or is read', () => {
+    const folder = 'tflite/ai-edge-quantizer';
+    const files = readdirSync(materialPath(folder))
+      .filter((name) => name.endsWith('.tflite'))
+      .map((name) => new Uint8Array(readFileSync(materialPath(folder, name))))
+      .filter((bytes) => bytes.byteLength < 20_000);
+    const seen = new Map<string, number>();
+    const place = fc.double({ min: 0, max: 1, maxExcluded: true, noNaN: true });
+    const word = fc.oneof(fc.nat({ max: 64 }), fc.constantFrom(0x7fffffff, 0x80000000, 0xffffffff), fc.nat());
+    fc.assert(
+      fc.property(
+        fc.constantFrom(...files),
+        fc.array(fc.tuple(place, word), { minLength: 1, maxLength: 3 }),
+        (good, words) => {
+          const bytes = good.slice();
+          // Most tables lie in the first kilobytes.
+          for (const [at, value] of words) {
+            const position = Math.floor(at * Math.min(4096, bytes.byteLength - 4)) & ~3;
+            u32(bytes, position).setUint32(0, value, true);
+          }
+          const result = outcome(bytes);
+          seen.set(result, (seen.get(result) ?? 0) + 1);
+        },
+      ),
+      { numRuns: 2000, seed: 4 },
+    );
+    expect(seen.get('IO003')).toBeGreaterThan(200);
+    expect(seen.get('read')).toBeGreaterThan(10);
+  });
+
+  it('whose subgraphs call each other in a circle is refused', () => {
+    const model = twoSignatures('f32');
+    const call = (subgraph: number): TfliteOperator => ({
+      code: BuiltinOperator.STABLEHLO_COMPOSITE,
+      version: 1,
+      inputs: [],
+      outputs: [],
+      options2: { kind: 'StableHLOCompositeOptions', name: 'again', decompositionSubgraphIndex: subgraph },
+    });
+    model.subgraphs[0]!.operators.push(call(1));
+    const fine = encodeTflite(model, { foreign: true });
+    expect(outcome(fine)).toBe('read');
+    model.subgraphs[1]!.operators.push(call(0));
+    expect(() => encodeTflite(model, { foreign: true })).toThrow(/the subgraphs 0, 1 call each other in a circle/);
+  });
+
+  it('whose operator reads what is made later is refused', () => {
+    const model = twoSignatures('f32');
+    const [graph] = model.subgraphs;
+    const [operator] = graph!.operators;
+    const again = graph!.tensors.push({ ...graph!.tensors[operator!.outputs[0]!]!, name: 'later' }) - 1;
+    graph!.operators.unshift({
+      ...operator!,
+      outputs: [again],
+      inputs: [operator!.outputs[0]!, ...operator!.inputs.slice(1)],
+    });
+    expect(() => encodeTflite(model, { foreign: true })).toThrow(/FULLY_CONNECTED reads .*y before it is made/);
+  });
+
+  it('with an operator that the schema does not know is refused by its code', () => {
+    const bytes = encodeTflite(twoSignatures('f32'));
+    const model = readTflite(bytes);
+    model.subgraphs[0]!.operators[0]!.code = 999;
+    const unknown = encodeTflite(model, { foreign: true });
+    expect(outcome(unknown)).toBe('TF105');
+    expect(() => readTflite(unknown)).toThrow(/an operator has the code 999/);
+  });
+
+  it('whose tensor names a buffer that is not there is refused', () => {
+    const model = twoSignatures('f32');
+    model.subgraphs[0]!.tensors[1]!.buffer = 77;
+    expect(() => encodeTflite(model, { foreign: true })).toThrow(/the buffer of tensor .* is 77, of \d/);
   });
 
   it('names what is wrong', () => {

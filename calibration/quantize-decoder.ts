@@ -35,6 +35,8 @@ export interface GraphRequest {
 /** A decoder quantized for one target: plan and weight encodings, from which graphs of any shape are stamped out. */
 export interface QuantizedDecoder {
   readonly config: DecoderConfig;
+  /** Embedding rows of token ids, as its graphs take them, f32 [ids.length, hidden]. */
+  readonly embed: DecoderModel['embed'];
   readonly contract: IoContract;
   readonly recipe: Recipe;
   readonly format: NumberFormat;
@@ -125,9 +127,11 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     () => pool?.close(),
   );
   if (given) adoptWeights(given, graph, plan, format, weightEncodings);
-  const rounded = await roundWeights(inputs, migration, weightEncodings);
+  const embed = inputs.embed ?? lookUpRows(inputs.weights.get('model.embed_tokens.weight')!);
+  const rounded = await roundWeights({ ...inputs, embed }, migration, weightEncodings);
   return {
     config,
+    embed,
     contract,
     recipe,
     format,
@@ -186,7 +190,7 @@ function openPool({ weights, threads = 1 }: QuantizeInputs): KernelPool | undefi
 
 /** Integers of the 4-bit weights where the recipe wants others than the nearest. */
 async function roundWeights(
-  inputs: QuantizeInputs,
+  inputs: QuantizeInputs & { readonly embed: DecoderModel['embed'] },
   migration: Migration,
   weightEncodings: ReadonlyMap<string, Encoding>,
 ): Promise<ReadonlyMap<string, Tensor>> {
@@ -198,7 +202,7 @@ async function roundWeights(
       config,
       weights: migration.weights,
       encodings,
-      embed: inputs.embed ?? lookUpRows(inputs.weights.get('model.embed_tokens.weight')!),
+      embed: inputs.embed,
       windows,
       kernels,
       ...(calibration?.open ? { open: calibration.open } : {}),

@@ -43,8 +43,8 @@ export async function cachedRounding(
   }
 }
 
-function digestOf({ checkpoint, windows, engine, encodings, exponents }: RoundingKey): string {
-  const hash = createHash('sha256').update(JSON.stringify([FORMAT, checkpoint, windows, engine, [...exponents]]));
+function digestOf({ encodings, exponents, ...key }: RoundingKey): string {
+  const hash = createHash('sha256').update(JSON.stringify([FORMAT, key, [...exponents]]));
   for (const [name, { dtype, scale, axis, block, blockScale }] of encodings) {
     hash.update(JSON.stringify([name, dtype, axis, block]));
     hash.update(new Uint8Array(scale.buffer, scale.byteOffset, scale.byteLength));

@@ -12,6 +12,8 @@ export interface StatisticsKey {
   readonly checkpoint: string;
   readonly windows: readonly (readonly number[])[];
   readonly engine: string;
+  /** Of the residual stream, where it is rotated. */
+  readonly rotation?: 'hadamard';
 }
 
 interface StoredStatistics {

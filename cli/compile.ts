@@ -50,6 +50,10 @@ export const compileCommand: Command = {
         'rounding',
         textFlag('4-bit weights: nearest, or gptq, which takes longer and is closer to float (default gptq)'),
       )
+      .option(
+        'rotation',
+        textFlag('rotate the residual stream: auto, none, hadamard (default: auto at w8a16, where outliers need it)'),
+      )
       .option('range', textFlag('activation ranges: min-max, percentile, histogram-mse'))
       .option(
         'embedding',
@@ -158,6 +162,7 @@ export function compileOptions(
     ...(config.block === undefined ? {} : { block: config.block }),
     ...(config.range === undefined ? {} : { range: config.range }),
     ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
+    ...(config.rotation === undefined ? {} : { rotation: config.rotation }),
   });
   return {
     source: config.source,

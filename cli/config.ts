@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parse } from 'yaml';
 import { z } from 'zod';
-import { ROUNDINGS } from '../calibration/recipe.ts';
+import { ROTATIONS, ROUNDINGS } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { nearestWord } from '../compiler/nearest.ts';
 import { ENCODINGS_VERSIONS } from '../targets/onnx/encodings-json.ts';
@@ -62,6 +62,7 @@ export const compileConfig = z.strictObject({
   range: z.enum(['min-max', 'percentile', 'histogram-mse']).optional().describe('min-max, percentile or histogram-mse'),
   rounding: z.enum(ROUNDINGS).optional().describe('nearest or gptq'),
   embedding: z.enum(['in-graph', 'lut-f16', 'lut-u8']).default('in-graph').describe('in-graph, lut-f16 or lut-u8'),
+  rotation: z.enum(ROTATIONS).optional().describe('auto, none or hadamard'),
   io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
   calibrate: text.optional().describe(TEXT),
   calibrationWindows: count.default(32).describe(COUNT),

@@ -1,5 +1,4 @@
 import type { QuantizedDecoder } from '../calibration/quantize-decoder.ts';
-import type { DecoderModel } from '../compiler/import/decoder-model.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Module } from '../compiler/ir/graph.ts';
 import type { TensorData } from '../compiler/ir/tensor.ts';
@@ -17,7 +16,6 @@ import { attributeNoise, comparedInputs, compareValues, type ValueComparison } f
  */
 export async function compareGraphValues(
   decoder: QuantizedDecoder,
-  model: DecoderModel,
   chunk: number,
   cache: number,
   window: readonly number[],
@@ -31,8 +29,8 @@ export async function compareGraphValues(
   );
   const encodings = new Map<string, Encoding>(common.map((name) => [name, quantized.graph().find(name)!.encoding!]));
   const from = new Map(common.map((name) => [name, quantized.graph().find(name)!.producer?.from ?? []]));
-  const reference = await openTaps(decoder, model, float, common, chunk, cache);
-  const other = await openTaps(decoder, model, quantized, common, chunk, cache);
+  const reference = await openTaps(decoder, float, common, chunk, cache);
+  const other = await openTaps(decoder, quantized, common, chunk, cache);
   try {
     const comparisons: ValueComparison[] = [];
     for (const group of groupByBytes(float.graph(), common)) {
@@ -55,7 +53,6 @@ interface Taps {
 
 async function openTaps(
   decoder: QuantizedDecoder,
-  model: DecoderModel,
   module: Module,
   names: readonly string[],
   chunk: number,
@@ -79,7 +76,7 @@ async function openTaps(
   const session = new DecoderSession({
     protocol: makeProtocol(decoder.config, decoder.contract, cache),
     graphs: new Map([[chunk, { ...tapped, outputs: runner.outputs.filter(({ name }) => own.includes(name)) }]]),
-    ...(decoder.contract.embedding === 'embeds' ? { embedding: model.embed } : {}),
+    ...(decoder.contract.embedding === 'embeds' ? { embedding: decoder.embed } : {}),
   });
   return {
     fetch: async (window, group) => {

@@ -74,10 +74,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   const probeCache = Math.min(cache, 2 * probe);
   for (const [name, decoder] of inputs.decoders) {
     progress.stage(`compare values of ${name}`);
-    values.set(
-      name,
-      await compareGraphValues(decoder, model, probe, probeCache, [...prefix, ...text.ids].slice(0, probe)),
-    );
+    values.set(name, await compareGraphValues(decoder, probe, probeCache, [...prefix, ...text.ids].slice(0, probe)));
   }
   progress.stage('open float model');
   const sizes = [...new Set([chunk, 1])];

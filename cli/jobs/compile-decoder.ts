@@ -4,6 +4,7 @@ import { calibrationShape, collectDecoderStatistics, cutWindows } from '../../ca
 import { planWeights } from '../../calibration/plan-weights.ts';
 import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
 import type { Recipe } from '../../calibration/recipe.ts';
+import { type DecoderSource, hasStreamOutliers, rotateDecoder } from '../../calibration/rotate-decoder.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
 import { cachedStatistics, type StatisticsKey } from '../../calibration/statistics-cache.ts';
 import { defaultText, readChatTokens, readTokens, startTokens, type TokenText } from '../../calibration/texts.ts';
@@ -15,6 +16,7 @@ import {
   readDecoderModel,
   requireTokenizer,
 } from '../../compiler/import/decoder-model.ts';
+import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import type { Progress } from '../../compiler/progress.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
@@ -162,6 +164,9 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       }),
     );
     if (cached) progress.note('  statistics of this checkpoint and text are known already');
+    const rotation = chooseRotation(options, config, statistics);
+    const source = rotation === 'hadamard' ? await rotate(model, calibrated, progress) : { ...model, statistics };
+    const recipe: Recipe = { ...options.recipe, rotation };
     // Artifacts that the toolchain has no part in do not depend on whether it is installed.
     const toolchain = options.targets.includes('qnn') ? findToolchain('qnn') : undefined;
     const targets: Partial<Record<TargetName, ManifestTarget>> = {};
@@ -169,7 +174,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     for (const name of options.targets) {
       const target = decoderTargets[name];
       progress.stage(`quantize for ${name}`);
-      const decoder = await quantize(model, statistics, calibrated, options, name);
+      const decoder = await quantize(source, calibrated, { ...options, recipe }, name);
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
       const made = await target.emit(decoder, {
@@ -225,7 +230,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       npuc: version(),
       source: { name: checkpoint.name, digest, architecture: config.architecture },
       soc: { name: options.soc.name, arch: `v${options.soc.arch}` },
-      recipe: options.recipe,
+      recipe,
       shapes: { tokens: options.shapes.tokens, cache: options.shapes.caches },
       calibration: {
         digest: calibration.text.digest,
@@ -309,9 +314,34 @@ function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderMo
   return readTokens(evaluation.text, tokenizer, evaluation.tokens, least);
 }
 
-async function quantize(
-  model: DecoderModel,
+/** What is quantized: the checkpoint's decoder, or the same with its residual stream rotated. */
+interface CalibratedDecoder extends DecoderSource {
+  readonly statistics: ReadonlyMap<string, ValueStatistics>;
+}
+
+/** Given encodings are those of the checkpoint's own values: they forbid a rotation that nobody asked for. */
+function chooseRotation(
+  { recipe, outputs }: CompileOptions,
+  config: DecoderConfig,
   statistics: ReadonlyMap<string, ValueStatistics>,
+): 'none' | 'hadamard' {
+  if (recipe.rotation !== 'auto') return recipe.rotation;
+  return !outputs.given && hasStreamOutliers(config, statistics) ? 'hadamard' : 'none';
+}
+
+async function rotate(model: DecoderModel, calibrated: StatisticsKey, progress: Progress): Promise<CalibratedDecoder> {
+  progress.stage('calibrate rotated');
+  const source = rotateDecoder(model);
+  const { statistics } = await cachedStatistics({ ...calibrated, rotation: 'hadamard' }, () =>
+    collectDecoderStatistics(source.config, source.weights, calibrated.windows, {
+      onProgress: (done, total) => progress.update(done, total),
+    }),
+  );
+  return { ...source, statistics };
+}
+
+async function quantize(
+  source: CalibratedDecoder,
   calibrated: StatisticsKey,
   options: CompileOptions,
   name: TargetName,
@@ -319,12 +349,12 @@ async function quantize(
   const { progress } = options;
   const { recipe, remarks } = adaptRecipe(options.recipe, options.soc, name);
   const decoder = await quantizeDecoder({
-    config: model.config,
-    weights: model.weights,
-    embed: model.embed,
-    statistics,
+    config: source.config,
+    weights: source.weights,
+    embed: source.embed,
+    statistics: source.statistics,
     windows: calibrated.windows,
-    cacheKey: calibrated,
+    cacheKey: recipe.rotation === 'hadamard' ? { ...calibrated, rotation: 'hadamard' } : calibrated,
     recipe,
     ...formatOf(name, options.embedding),
     kernels: wasmKernels,

@@ -9,12 +9,13 @@ import { isFloatValue } from '../compiler/value-facts.ts';
  *     Mish(x)            ->   x * Tanh(Softplus(x))
  *     Swish(x) {alpha}   ->   x * Sigmoid(alpha * x)
  *     Sinh(x), Cosh(x)   ->   (Exp(x) -+ Exp(-x)) / 2
+ *     Erf(x)             ->   Sign(x) * (1 - polynomial(t) * Exp(-x * x))      t = 1 / (1 + 0.3275911 * Abs(x))
  *
  * HTP refuses all but Swish, which its compiler takes and computes wrongly from integers (SUPPORT.md).
  */
 export const decomposeActivations = rewritePass({
   name: 'decompose-activations',
-  about: 'Celu, Softsign, Mish, Swish, Sinh and Cosh become ops that HTP has',
+  about: 'Celu, Softsign, Mish, Swish, Sinh, Cosh and Erf become ops that HTP has',
   rules: [
     activation('Celu', (x, build, { root }) => {
       const alpha = root.float('alpha', 1);
@@ -29,6 +30,7 @@ export const decomposeActivations = rewritePass({
     ),
     activation('Sinh', (x, build) => halfOfExponentials('Sub', x, build)),
     activation('Cosh', (x, build) => halfOfExponentials('Add', x, build)),
+    activation('Erf', approximateErf),
   ],
 });
 
@@ -47,4 +49,19 @@ function scale(x: Value, factor: number, build: Builder): Value {
 function halfOfExponentials(join: 'Add' | 'Sub', x: Value, build: Builder): Value {
   const [up, down] = [build.emit('Exp', [x]), build.emit('Exp', [build.emit('Neg', [x])])];
   return build.emit('Mul', [build.emit(join, [up, down]), build.scalar('half', 0.5, x)]);
+}
+
+/** Abramowitz and Stegun 7.1.26: within 1.5e-7 everywhere. Erf inside a GELU never comes here (fuse-gelu). */
+const ERF = [1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592];
+
+function approximateErf(x: Value, build: Builder): Value {
+  const number = (value: number): Value => build.scalar('erf', value, x);
+  const size = build.emit('Mul', [build.emit('Abs', [x]), number(0.3275911)]);
+  const t = build.emit('Reciprocal', [build.emit('Add', [size, number(1)])]);
+  const [first, ...rest] = ERF;
+  let polynomial = build.emit('Mul', [t, number(first!)]);
+  for (const factor of rest) polynomial = build.emit('Mul', [build.emit('Add', [polynomial, number(factor)]), t]);
+  const fall = build.emit('Exp', [build.emit('Neg', [build.emit('Mul', [x, x])])]);
+  const rise = build.emit('Sub', [number(1), build.emit('Mul', [polynomial, fall])]);
+  return build.emit('Mul', [build.emit('Sign', [x]), rise]);
 }

@@ -74,6 +74,7 @@ export const TAKEN_OPS: ReadonlySet<string> = new Set(
 export const REPLACED_OPS: Readonly<Record<string, string>> = {
   Celu: 'decompose-activations',
   Cosh: 'decompose-activations',
+  Erf: 'decompose-activations',
   Mish: 'decompose-activations',
   Sinh: 'decompose-activations',
   Softsign: 'decompose-activations',

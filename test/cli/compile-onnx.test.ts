@@ -216,23 +216,30 @@ test('a dry run prints shapes and sizes, and writes nothing', async () => {
 });
 
 describe('a graph that HTP refuses', () => {
-  const refused = '%c = Celu(%x)\nin %x : f32[1,4]\nout %c'.split('\n');
+  const refused = '%c = Hardmax(%x)\nin %x : f32[1,4]\nout %c'.split('\n');
   const body = [refused[1], refused[0], refused[2]].join('\n');
 
   test.skipIf(!toolchain)('is an error where qnn is asked for, with the node and the reason', async () => {
-    const outcome = await compile(writeModel('celu.onnx', body), 'celu', '--scheme', 'w8a16', '--target', 'onnx,qnn');
+    const outcome = await compile(
+      writeModel('hardmax.onnx', body),
+      'hardmax',
+      '--scheme',
+      'w8a16',
+      '--target',
+      'onnx,qnn',
+    );
     expect(outcome.code).toBe(2);
     expect(outcome.stderr).toMatch(/^QN01[01] /m);
-    expect(outcome.stderr).toMatch(/Celu/);
-    expect(readdirSync(work)).not.toContain('celu');
+    expect(outcome.stderr).toMatch(/Hardmax/);
+    expect(readdirSync(work)).not.toContain('hardmax');
   });
 
   test.skipIf(!toolchain)('leaves qnn out where nobody asked, and says so', async () => {
-    const outcome = await compile(writeModel('celu.onnx', body), 'celu-default', '--scheme', 'w8a16');
+    const outcome = await compile(writeModel('hardmax.onnx', body), 'hardmax-default', '--scheme', 'w8a16');
     expect(outcome.code, outcome.stderr).toBe(0);
-    expect(Object.keys(readJson<ModelManifest>('celu-default', 'manifest.json').targets)).toEqual(['onnx']);
-    expect(outcome.stdout).toMatch(/- qnn is left out: .*Celu/);
-    expect(filesIn('celu-default').filter((path) => path.startsWith('qnn'))).toEqual([]);
+    expect(Object.keys(readJson<ModelManifest>('hardmax-default', 'manifest.json').targets)).toEqual(['onnx']);
+    expect(outcome.stdout).toMatch(/- qnn is left out: .*Hardmax/);
+    expect(filesIn('hardmax-default').filter((path) => path.startsWith('qnn'))).toEqual([]);
   });
 });
 

@@ -1,7 +1,8 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { NpucError } from '../compiler/errors.ts';
 import { toHalves } from '../compiler/export/halve-constant.ts';
-import { halfToNumber } from '../compiler/ir/dtype.ts';
+import { halfToNumber, type TypedArray } from '../compiler/ir/dtype.ts';
+import { type Encoding, integerRange } from '../compiler/ir/encoding.ts';
 import { FileSource, type Tensor } from '../compiler/ir/tensor.ts';
 import { INT8_SYMMETRIC, type Kernels } from '../compiler/kernels/kernels.ts';
 import type { EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
@@ -54,8 +55,34 @@ export function writeEmbedding(path: string, table: Tensor, form: EmbeddingForm,
 }
 
 export interface OpenedEmbedding {
+  readonly rows: number;
+  readonly width: number;
   readonly lookup: EmbeddingLookup;
+  /** The integers of a table of 8 bits, [ids.length, width], and the scale of every row. */
+  readonly raw?: { readonly rows: (ids: readonly number[]) => Int8Array; readonly scales: Float32Array };
   close(): void;
+}
+
+/**
+ * Rows of 8 bits as the integers of a port, in Genie's way (its tensor dumps, every number): unsigned integers times the
+ * ratio of the scales, and the zero point that is left, each cut off, not rounded.
+ */
+export function requantizeRows(
+  { rows, scales }: NonNullable<OpenedEmbedding['raw']>,
+  ids: readonly number[],
+  { dtype, scale, zeroPoint }: Encoding,
+): TypedArray {
+  const integers = rows(ids);
+  const width = integers.length / ids.length;
+  const [low, high] = integerRange(dtype);
+  const out = dtype === 'u8' ? new Uint8Array(integers.length) : new Uint16Array(integers.length);
+  ids.forEach((id, row) => {
+    const ratio = scales[id]! / scale[0]!;
+    const offset = Math.trunc((zeroPoint?.[0] ?? 0) - 128 * ratio);
+    for (let at = row * width; at < (row + 1) * width; at++)
+      out[at] = Math.min(high, Math.max(low, Math.trunc((integers[at]! + 128) * ratio) + offset));
+  });
+  return out;
 }
 
 /**
@@ -79,7 +106,17 @@ export function openEmbedding(path: string, form: EmbeddingForm): OpenedEmbeddin
     const { buffer } = file.read(start + id * rowBytes, rowBytes);
     return form === 'f16' ? new Uint16Array(buffer) : new Int8Array(buffer);
   };
+  const readRows = (ids: readonly number[]): Int8Array => {
+    const out = new Int8Array(ids.length * columns);
+    ids.forEach((id, i) => {
+      out.set(readRow(id), i * columns);
+    });
+    return out;
+  };
   return {
+    rows,
+    width: columns,
+    ...(scales ? { raw: { rows: readRows, scales } } : {}),
     lookup: (ids) => {
       const out = new Float32Array(ids.length * columns);
       ids.forEach((id, i) => {

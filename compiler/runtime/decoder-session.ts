@@ -50,6 +50,8 @@ export interface DecoderSessionOptions {
   /** Every graph; a map holds graphs of the whole context by their number of new tokens. 1 is the decode graph. */
   readonly graphs: readonly SessionGraph[] | ReadonlyMap<number, Runner>;
   readonly embedding?: EmbeddingLookup;
+  /** Makes the integers of rows as the runtime makes them, where that is not rounding the real numbers. */
+  readonly integerRows?: (ids: readonly number[], port: Encoding) => TypedArray;
   /** Encodings of ports that are integers at the boundary. */
   readonly encodings?: ReadonlyMap<string, Encoding>;
 }
@@ -68,6 +70,7 @@ export class DecoderSession {
   /** New tokens of the graphs, from large to small. */
   readonly #sizes: readonly number[];
   readonly #embedding: EmbeddingLookup | undefined;
+  readonly #integerRows: DecoderSessionOptions['integerRows'];
   readonly #encodings: ReadonlyMap<string, Encoding>;
   readonly #caches: Map<string, TensorData> = new Map();
   #length = 0;
@@ -84,6 +87,7 @@ export class DecoderSession {
         : [...graphs].sort((a, b) => a.cache - b.cache);
     this.#sizes = [...new Set(this.#graphs.map(({ tokens }) => tokens))].sort((a, b) => b - a);
     this.#embedding = options.embedding;
+    this.#integerRows = options.integerRows;
     this.#encodings = options.encodings ?? new Map();
     this.reset();
   }
@@ -256,7 +260,11 @@ export class DecoderSession {
     };
     const padded = Array.from({ length: size }, (_, i) => ids[i] ?? 0);
     const positions = padded.map((_, i) => this.#length + i);
-    if (this.#embedding) {
+    const rowPort = this.#encodings.get(names.tokens);
+    if (this.#integerRows && rowPort) {
+      const data = this.#integerRows(padded, rowPort);
+      feeds[names.tokens] = { dtype: rowPort.dtype, shape: [1, size, data.length / size], data };
+    } else if (this.#embedding) {
       const rows = this.#embedding(padded);
       give(names.tokens, [1, size, rows.length / size], rows);
     } else {

@@ -1,4 +1,5 @@
 import type { DecoderProtocol } from '../../compiler/runtime/decoder-session.ts';
+import type { GenieTable } from './genie-table.ts';
 import type { ContextGraph, ContextInfo, ContextTensor } from './read-context.ts';
 
 /** A raw mask of 0 must be a value that softmax turns into nothing. */
@@ -18,15 +19,25 @@ export interface BundledGraph {
 }
 
 /**
+ * Whether Genie takes the past of a graph for its new tokens, which are as many: its text then differs from the second token
+ * on, without an error (measured on libGenie 2.51 with 16 tokens and caches of 32; 40 and 64 are right).
+ */
+export function isMistaken(tokens: number, cache: number): boolean {
+  return cache === 2 * tokens && tokens > 1;
+}
+
+/**
  * Checks the graphs of a bundle's binaries against Genie's contract: names, shapes, types, and the quantization that Genie
  * takes for granted (an attended token is 65535 in the mask, an empty 8-bit cache is 128, a cache goes out as it came in,
  * and every shared tensor has one quantization in all graphs). The parts of a graph that was cut are checked together.
  * @param wanted the graphs that should be there
+ * @param table what Genie looks rows up in, where the graphs take rows
  */
 export function checkGraphs(
   contexts: ReadonlyMap<string, ContextInfo>,
   protocol: DecoderProtocol,
   wanted: readonly BundledGraph[],
+  table?: GenieTable,
 ): Found {
   const found: Found = { problems: [], warnings: [] };
   const { problems } = found;
@@ -48,7 +59,8 @@ export function checkGraphs(
       where,
       found,
     );
-    checkPorts(graph, { ...protocol, cache }, tokens, where, found);
+    checkPorts(graph, { ...protocol, cache }, tokens, where, found, table);
+    if (table) checkRows(graph, protocol, table, where, found);
     checkCache(graph, protocol, where, found);
     checkMask(graph, protocol, where, found);
     for (const tensor of [...graph.inputs, ...graph.outputs]) {
@@ -101,13 +113,16 @@ function checkPorts(
   size: number,
   where: string,
   { problems }: Found,
+  table: GenieTable | undefined,
 ): void {
   if (size >= cache) problems.push(`${where}: the context of ${cache} has no room for a past`);
+  if (isMistaken(size, cache))
+    problems.push(`${where}: a context of ${cache} has ${size} past slots, Genie takes them for the new tokens`);
   const past = cache - size;
   const half = headDim / 2;
   const heads = graph.inputs.find(({ name }) => name === names.pastKey[0])?.shape[0] ?? 0;
   const inputs = new Map<string, readonly number[]>([
-    [names.tokens, [1, size]],
+    [names.tokens, table ? [1, size, table.width] : [1, size]],
     [names.mask, [1, 1, size, cache]],
     [names.cos ?? 'position_ids_cos', [1, 1, size, half]],
     [names.sin ?? 'position_ids_sin', [1, 1, size, half]],
@@ -134,12 +149,33 @@ function checkPorts(
     }
   }
   const ids = graph.inputs.find(({ name }) => name === names.tokens);
-  if (ids && ids.dtype !== 'i32') problems.push(`${where}: ${ids.name} is ${ids.dtype}, Genie feeds i32`);
+  if (ids && !table && ids.dtype !== 'i32') problems.push(`${where}: ${ids.name} is ${ids.dtype}, Genie feeds i32`);
   for (const name of [names.cos, names.sin, names.logits]) {
     const tensor = [...graph.inputs, ...graph.outputs].find((candidate) => candidate.name === name);
     if (tensor && tensor.dtype !== 'u16' && !FLOATS.includes(tensor.dtype))
       problems.push(`${where}: ${tensor.name} is ${tensor.dtype}, Genie takes u16 and floats`);
   }
+}
+
+/** Genie converts rows to the port's integers; from a table that has one scale it must have nothing to convert. */
+function checkRows(
+  graph: ContextGraph,
+  { names }: DecoderProtocol,
+  { datatype, quantization }: GenieTable,
+  where: string,
+  { problems }: Found,
+): void {
+  const port = graph.inputs.find(({ name }) => name === names.tokens);
+  if (!port) return;
+  const isFloat = FLOATS.includes(port.dtype);
+  if (isFloat !== (datatype === 'float32')) {
+    problems.push(`${where}: ${port.name} is ${port.dtype}, the embedding table is ${datatype}`);
+    return;
+  }
+  if (typeof quantization?.scale !== 'number') return;
+  const form = `${datatype === 'ufixed8' ? 'u8' : 'u16'} with scale ${Math.fround(quantization.scale)}, zero ${-Number(quantization.offset)}`;
+  if (form !== describe(port))
+    problems.push(`${where}: ${port.name} is ${describe(port)}, the embedding table is ${form}`);
 }
 
 /** Genie copies what comes out of a cache port into its input without looking at the scales. */

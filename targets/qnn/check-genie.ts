@@ -7,7 +7,15 @@ import { loadTokenizer } from '../../compiler/runtime/tokenizer.ts';
 import { describeFile } from '../manifest.ts';
 import { checkGraphs } from './check-genie-graphs.ts';
 import { CONFIG, type GenieManifest, keepSpaces } from './genie-bundle.ts';
-import { extensionSchema, type GenieConfig, genieConfigSchema, type HtpExtension, readRope } from './genie-config.ts';
+import {
+  extensionSchema,
+  type GenieConfig,
+  genieConfigSchema,
+  type HtpExtension,
+  makeEmbedding,
+  readRope,
+} from './genie-config.ts';
+import { TABLE_BYTES, tableFiles } from './genie-table.ts';
 import { type ContextInfo, readContextBinary } from './read-context.ts';
 import type { Toolchain } from './toolchain.ts';
 
@@ -47,6 +55,7 @@ export async function checkGenieBundle(folder: string, toolchain: Toolchain): Pr
     if (!existsSync(join(folder, name))) problems.push(`${CONFIG}: ctx-bins names ${name}, which is missing`);
     else if (!isBundled(folder, name, manifest)) problems.push(`${name} is not the binary that was bundled`);
   }
+  checkTable(folder, config, manifest, problems);
   // What is read below may be another program's file, or none.
   if (!extension || !json || problems.length > 0) throw contradiction(folder, problems);
   const contexts = new Map<string, ContextInfo>();
@@ -54,6 +63,31 @@ export async function checkGenieBundle(folder: string, toolchain: Toolchain): Pr
   const found = findContradictions({ manifest, config, extension, tokenizer: json, contexts });
   if (found.problems.length > 0) throw contradiction(folder, found.problems);
   return found.warnings;
+}
+
+/**
+ * The table that Genie looks rows up in: one of another length it takes without a word, and one of other numbers too.
+ */
+function checkTable(folder: string, config: GenieConfig, manifest: GenieManifest, problems: string[]): void {
+  const { table } = manifest;
+  const { embedding } = config.dialog;
+  const wanted = table && makeEmbedding(table);
+  if (JSON.stringify(embedding) !== JSON.stringify(wanted)) {
+    const found = embedding ? JSON.stringify(embedding) : 'missing';
+    const why = wanted ? `the graphs take rows: ${JSON.stringify(wanted)}` : 'the graphs take token ids';
+    problems.push(`${CONFIG}: embedding is ${found}, ${why}`);
+  }
+  if (!table) return;
+  for (const name of tableFiles(table)) {
+    if (!existsSync(join(folder, name))) problems.push(`${name} is missing`);
+    else if (!isBundled(folder, name, manifest)) problems.push(`${name} is not the embedding table that was bundled`);
+  }
+  const bytes = table.rows * table.width * TABLE_BYTES[table.datatype];
+  const listed = manifest.files.find(({ path }) => path === table.file)?.bytes;
+  if (listed !== bytes || table.rows < manifest.protocol.vocabSize)
+    problems.push(
+      `${table.file} has ${listed} bytes and ${table.rows} rows, a vocabulary of ${manifest.protocol.vocabSize} takes ${bytes}`,
+    );
 }
 
 /** Whether a file is byte for byte the one that was bundled. */
@@ -72,7 +106,7 @@ function contradiction(folder: string, problems: readonly string[]): NpucError {
 
 /** Every contradiction between the parts, and what is allowed but not what Genie documents. */
 export function findContradictions(bundle: ReadBundle): { problems: string[]; warnings: string[] } {
-  const graphs = checkGraphs(bundle.contexts, bundle.manifest.protocol, bundle.manifest.graphs);
+  const graphs = checkGraphs(bundle.contexts, bundle.manifest.protocol, bundle.manifest.graphs, bundle.manifest.table);
   return {
     problems: [...checkConfig(bundle), ...checkSoc(bundle), ...checkTokenizer(bundle), ...graphs.problems],
     warnings: graphs.warnings,

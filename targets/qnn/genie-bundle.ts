@@ -7,9 +7,10 @@ import { loadTokenizer, type Tokenizer } from '../../compiler/runtime/tokenizer.
 import { describeFile, type Manifest, type ManifestFile } from '../manifest.ts';
 import type { ManifestTarget } from '../target.ts';
 import { listParts, partsOf } from './bundle-parts.ts';
-import type { BundledGraph } from './check-genie-graphs.ts';
+import { type BundledGraph, isMistaken } from './check-genie-graphs.ts';
 import { EXTENSION, makeExtension, makeGenieConfig, TOKENIZER } from './genie-config.ts';
 import { renderGenieReadme } from './genie-readme.ts';
+import { type GenieTable, tableFiles, writeGenieTable } from './genie-table.ts';
 import { sourceOf } from './qnn-target.ts';
 import { type ContextInfo, readContextBinary } from './read-context.ts';
 import type { Toolchain } from './toolchain.ts';
@@ -35,6 +36,8 @@ export interface GenieManifest {
   readonly rope: RopeConfig;
   /** Every graph, by cache, then by new tokens, largest first. */
   readonly graphs: readonly BundledGraph[];
+  /** Where the graphs take rows, which Genie looks up. */
+  readonly table?: GenieTable;
   /** The token that the checkpoint's tokenizer puts before every text, where it does. */
   readonly startId?: number;
   readonly eosIds: readonly number[];
@@ -61,13 +64,19 @@ export function requireGenieTarget(folder: string, manifest: Manifest): Manifest
     return refuse(`${folder} does not say how its rotary embedding is made`, 'compile again with this version');
   if (target.facts.ropeType === 'linear')
     return refuse('linear rope scaling was never run in Genie', 'use the artifact without Genie');
+  const halved = target.graphs.find(({ tokens, cache }) => isMistaken(tokens, cache));
+  if (halved)
+    return refuse(
+      `${halved.name} has as many past slots as new tokens, ${halved.tokens}: Genie takes one for the other and writes another text`,
+      `compile with --tokens and --cache of which none is half of the other`,
+    );
   // Measured on libGenie 2.51: it takes the context of such a part to be its new tokens.
   const caches = new Set(target.graphs.map(({ cache }) => cache)).size;
   const lookups = new Set(target.graphs.map((graph) => partsOf(graph)[0]!.file)).size;
   if (caches > 1 && lookups < target.graphs.length)
     return refuse(
       `the embedding of ${folder} is a part of its own, which serves ${caches} cache sizes: Genie does not load that`,
-      'compile with one --cache, or with a --split and --max-memory that leave the embedding with the first layers',
+      'compile with --embedding lut-f16, with one --cache, or with a --split that leaves the embedding with the layers',
     );
   return target;
 }
@@ -101,6 +110,7 @@ export async function writeGenieBundle(
     writeFileSync(join(out, name), text);
   };
   const { protocol } = target;
+  const table = writeGenieTable(folder, target, out);
   const startId = readStartId(tokenizer, folder);
   write(
     CONFIG,
@@ -115,6 +125,7 @@ export async function writeGenieBundle(
       generation,
       binaries,
       spillFillBytes: Math.max(...graphs.map((graph) => graph.spillFillBytes)),
+      ...(table ? { table } : {}),
     }),
   );
   write(EXTENSION, makeExtension(Number(target.facts.soc), String(target.facts.arch), shared));
@@ -136,10 +147,12 @@ export async function writeGenieBundle(
       cache: graph.cache,
       parts: partsOf(graph).map((part) => part.graph),
     })),
+    ...(table ? { table } : {}),
     ...(startId === undefined ? {} : { startId }),
     eosIds: tokenizer.eosIds,
   };
-  const names = [...binaries, CONFIG, EXTENSION, TOKENIZER, ...(template === undefined ? [] : [TEMPLATE])];
+  const tables = table ? tableFiles(table) : [];
+  const names = [...binaries, ...tables, CONFIG, EXTENSION, TOKENIZER, ...(template === undefined ? [] : [TEMPLATE])];
   write(README, renderGenieReadme(about, [...names, README, MANIFEST]));
   const written: GenieManifest = {
     ...about,
@@ -160,7 +173,9 @@ async function findBinaries(
     const twins = await provideTwins(options.toolchain, sources, Number(target.facts.soc));
     return twins.map((path, index) => join(dirname(path), `${sources[index]!.name}_ctx_qnn.bin`));
   }
-  const binaries = target.files.filter((path) => path.endsWith('.bin')).map((path) => join(folder, path));
+  const binaries = target.files
+    .filter((path) => path.endsWith('.bin') && path !== target.embedding?.file)
+    .map((path) => join(folder, path));
   if (binaries.length > 0) return binaries;
   throw new NpucError('QN020', {
     message: `the qnn target of ${folder} has no context binary`,

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import type { RopeConfig } from '../../compiler/import/huggingface/config.ts';
+import type { GenieTable } from './genie-table.ts';
 
 /**
  * The part of Genie's configuration that bundles use, with every key that Genie takes there. Genie refuses unknown keys
@@ -43,6 +44,18 @@ const backend = z.strictObject({
   extensions: z.string().optional(),
 });
 
+const quantity = z.union([z.number(), z.string()]);
+
+const embedding = z.strictObject({
+  version,
+  type: z.literal('lut'),
+  size: whole.positive(),
+  // `native` is taken and then fails at the first prompt.
+  datatype: z.enum(['float32', 'ufixed8', 'ufixed16']),
+  'lut-path': z.string(),
+  'quant-param': z.strictObject({ type: z.literal('pcq').optional(), scale: quantity, offset: quantity }).optional(),
+});
+
 const token = z.union([whole, z.array(whole).min(1)]);
 
 export const genieConfigSchema = z.strictObject({
@@ -72,6 +85,7 @@ export const genieConfigSchema = z.strictObject({
       'token-penalty': z.record(z.string(), z.unknown()).optional(),
     }),
     tokenizer: z.strictObject({ version, path: z.string() }),
+    embedding: embedding.optional(),
     engine: z.strictObject({
       version,
       // Genie takes 0 and then lets nothing run in parallel.
@@ -128,6 +142,8 @@ export interface GenieSettings {
   readonly generation: Readonly<Record<string, unknown>>;
   readonly binaries: readonly string[];
   readonly spillFillBytes: number;
+  /** Where the graphs take rows. */
+  readonly table?: GenieTable;
 }
 
 export const TOKENIZER = 'tokenizer.json';
@@ -151,6 +167,7 @@ export function makeGenieConfig(settings: GenieSettings): GenieConfig {
       },
       sampler: makeSampler(settings.generation),
       tokenizer: { version: 1, path: TOKENIZER },
+      ...(settings.table ? { embedding: makeEmbedding(settings.table) } : {}),
       engine: {
         version: 1,
         'n-threads': 3,
@@ -182,6 +199,20 @@ export function makeGenieConfig(settings: GenieSettings): GenieConfig {
   };
 }
 
+/** The section of a lookup table. Scales and offsets per row are files of their own. */
+export function makeEmbedding({ file, datatype, width, quantization }: GenieTable): GenieEmbedding {
+  const perRow = typeof quantization?.scale === 'string';
+  return {
+    version: 1,
+    type: 'lut',
+    size: width,
+    datatype,
+    'lut-path': file,
+    ...(quantization ? { 'quant-param': { ...(perRow ? { type: 'pcq' as const } : {}), ...quantization } } : {}),
+  };
+}
+
+type GenieEmbedding = NonNullable<GenieConfig['dialog']['embedding']>;
 type Positions = NonNullable<GenieConfig['dialog']['engine']['model']['positional-encoding']>;
 
 function makePositions(rope: RopeConfig, half: number): Positions {

@@ -12,7 +12,7 @@ import { openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
 import { NativeHost } from '../../compiler/runtime/ort-native.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
-import { type OpenedEmbedding, openEmbedding, writeEmbedding } from '../embedding-file.ts';
+import { type OpenedEmbedding, openEmbedding, requantizeRows, writeEmbedding } from '../embedding-file.ts';
 import { graphRequests, largestCache } from '../graph-requests.ts';
 import { requireFeature, socSupports } from '../socs.ts';
 import {
@@ -239,11 +239,13 @@ function openSession(
   graphs: readonly SessionGraph[],
   rows: OpenedEmbedding | undefined,
 ): DecoderSession {
+  const raw = rows?.raw;
   return new DecoderSession({
     protocol,
     graphs,
     encodings: portEncodings(ports),
     ...(rows ? { embedding: rows.lookup } : {}),
+    ...(raw ? { integerRows: (ids, port) => requantizeRows(raw, ids, port) } : {}),
   });
 }
 

@@ -210,6 +210,12 @@ describe('a request that makes no sense', () => {
       /^IM410 .*: not so --cache 64 with --tokens 64, --cache 64 with --tokens 128, --cache 128 with --tokens 128$/m,
     ],
     ['cache above max_position_embeddings', ['--cache', '65536'], /^IM411 .*65536/],
+    ['a table for a target that is not asked for', ['--embedding', 'lut-f16'], /^CL001 --embedding lut-f16 .*qnn/],
+    [
+      'an unknown place of the embedding',
+      ['--embedding', 'lut'],
+      /^CL002 --embedding takes in-graph, lut-f16 or lut-u8/,
+    ],
     ['an unknown flag', ['--frobnicate'], /^CL001 /],
     ['a number that is none', ['--cache', 'many'], /^CL00[12] /],
     ['an unknown target', ['--target', 'coreml'], /^CL002 .*target/],

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { halfToNumber, numberToHalf } from '../../compiler/ir/dtype.ts';
 import { Tensor } from '../../compiler/ir/tensor.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
-import { openEmbedding, writeEmbedding } from '../../targets/embedding-file.ts';
+import { openEmbedding, requantizeRows, writeEmbedding } from '../../targets/embedding-file.ts';
 import { seededNumbers } from './tflite/tiny-models.ts';
 
 const [ROWS, COLUMNS] = [5000, 7];
@@ -57,5 +57,29 @@ describe('an embedding file', () => {
     expect(() => writeEmbedding(join(folder, 'no', 'where'), table, 'f16', wasmKernels)).toThrow(
       expect.objectContaining({ code: 'IO002' }),
     );
+  });
+});
+
+describe('rows of 8 bits as integers of a port', () => {
+  // What Genie made of three rows of the demo model, read from its tensor dumps: scales over the port's, and numbers.
+  const port = (zeroPoint: number, dtype: 'u8' | 'u16' = 'u16') => ({
+    dtype,
+    scale: Float32Array.of(1),
+    zeroPoint: Int32Array.of(zeroPoint),
+  });
+  const raw = (scale: number, integers: number[]) => ({
+    scales: Float32Array.of(scale),
+    rows: () => Int8Array.from(integers),
+  });
+  it('cuts off the product and the zero point that is left, each for itself', () => {
+    // 120.8 * 128 leaves 25022 - 15466.1 = 9555.9, cut to 9555; (-128 + 128) * 120.8 = 0; 129 * 120.8 = 15586.9.
+    const ratio = Math.fround(120.82879395283297);
+    expect([...requantizeRows(raw(ratio, [-128, 1, 127]), [0], port(25022))]).toEqual([9555, 25141, 40366]);
+    // Rounding the real number would give one more each time.
+    expect([-128, 1, 127].map((q) => Math.floor(q * ratio + 0.5) + 25022)).toEqual([9556, 25143, 40367]);
+  });
+  it('stays within the type', () => {
+    expect([...requantizeRows(raw(400, [-128, 0, 127]), [0], port(25022))]).toEqual([0, 25022, 65535]);
+    expect([...requantizeRows(raw(2, [-128, 0, 127]), [0], port(128, 'u8'))]).toEqual([0, 128, 255]);
   });
 });

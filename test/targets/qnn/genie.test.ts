@@ -23,11 +23,16 @@ afterAll(() => rmSync(work, { recursive: true, force: true }));
 const read = <T>(path: string): T => JSON.parse(readFileSync(path, 'utf8')) as T;
 
 describe('a folder that Genie cannot drive', () => {
-  const target = { contract: 'genie', protocol: { contract: 'genie' }, facts: { ropeType: 'default' } };
+  const target = { contract: 'genie', protocol: { contract: 'genie' }, facts: { ropeType: 'default' }, graphs: [] };
   test.each<[string, object, RegExp]>([
     ['without a qnn target', {}, /no qnn target/],
     ['of another contract', { qnn: { ...target, contract: 'plain' } }, /contract plain/],
     ['of an older version', { qnn: { ...target, facts: {} } }, /rotary/],
+    [
+      'with as many past slots as new tokens',
+      { qnn: { ...target, graphs: [{ name: 'prefill_16', tokens: 16, cache: 32 }] } },
+      /prefill_16 has as many past slots as new tokens, 16/,
+    ],
     ['with a scaling that was never run', { qnn: { ...target, facts: { ropeType: 'linear' } } }, /linear/],
   ])('%s', (_, targets, message) => {
     const manifest = { targets } as unknown as Manifest;

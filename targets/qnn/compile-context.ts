@@ -168,7 +168,8 @@ async function compileGroup(
     for (const name of [binary, ...group.map(contextName)]) renameSync(join(host.folder, name), join(work, name));
     return { context, peakRssBytes, cpuSeconds, log: host.log() };
   } catch (error) {
-    throw withLog(error, group[0]!, options.soc, host.log());
+    // Who interrupted it needs no log.
+    throw options.signal?.aborted ? error : withLog(error, group[0]!, options.soc, host.log());
   } finally {
     await host.close();
   }

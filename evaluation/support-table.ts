@@ -20,8 +20,8 @@ export interface SupportRow {
   readonly raw?: Readonly<Record<Width, Measurement>>;
   /** Kinds of nodes after lowering, where it changes the graph. */
   readonly ops: readonly string[];
-  /** The one width that npuc has it computed at, whatever the scheme. */
-  readonly bits?: 8 | 16;
+  /** Ops that npuc has computed at one width, whatever the scheme. */
+  readonly widths: readonly { readonly op: string; readonly bits: 8 | 16 }[];
 }
 
 /** What agrees less than this with ONNX Runtime on the same integers is another op; far above it is noise of rounding. */
@@ -40,13 +40,16 @@ export async function measureForm(form: OpForm, meter: OpMeter, soc: Soc): Promi
   };
   const same = raw.key === lowered.key;
   const changed = raw.ops.join() !== lowered.ops.join();
-  const bits = lowered.ops.map((op) => lowered.format.widths[op]).find((width) => width !== undefined);
+  const widths = lowered.ops.flatMap((op) => {
+    const bits = lowered.format.widths[op];
+    return bits === undefined ? [] : [{ op, bits }];
+  });
   return {
     form,
     lowered: await measure(lowered),
     ...(same ? {} : { raw: await measure(raw) }),
     ops: changed ? lowered.ops : [],
-    ...(bits === undefined ? {} : { bits }),
+    widths,
   };
 }
 
@@ -104,20 +107,21 @@ op is lowered to, what was seen of the form as models have it where that is refu
   ].join('\n\n')}\n`;
 }
 
-function renderRow({ form, lowered, raw, ops, bits }: SupportRow): string {
+function renderRow({ form, lowered, raw, ops, widths }: SupportRow): string {
   // What is computed at 8 bits whatever is asked for is judged as that.
-  const cells = NAMES.map((width) => formatCell(lowered[width], bits === 8 && width === 'u16' ? 'u8' : width));
-  return `| ${[form.op, form.form.replaceAll('|', '\\|'), ...cells, noteOf(lowered, raw, ops, bits)].join(' | ')} |`;
+  const isNarrow = widths.some(({ bits }) => bits === 8);
+  const cells = NAMES.map((width) => formatCell(lowered[width], width === 'u16' && isNarrow ? 'u8' : width));
+  return `| ${[form.op, form.form.replaceAll('|', '\\|'), ...cells, noteOf(lowered, raw, ops, widths)].join(' | ')} |`;
 }
 
 function noteOf(
   lowered: SupportRow['lowered'],
   raw: SupportRow['raw'],
   ops: readonly string[],
-  bits: SupportRow['bits'],
+  widths: SupportRow['widths'],
 ): string {
-  const notes: string[] = bits === undefined ? [] : [`integers of ${bits} bits`];
-  if (ops.length > 0) notes.push(ops.join(' '));
+  const notes = ops.length > 0 ? [ops.join(' ')] : [];
+  notes.push(...widths.map(({ op, bits }) => `${op} at ${bits} bits`));
   if (raw) {
     const bad = NAMES.filter((width) => !isRight(raw[width], width));
     if (bad.length > 0)
@@ -127,7 +131,7 @@ function noteOf(
     const measurement = lowered[width];
     return measurement.kind === 'computed' ? [] : [shortReason(measurement.reason)];
   });
-  notes.push(...new Set(reasons));
+  notes.push(...[...new Set(reasons)].filter((reason) => reason !== ''));
   return notes.join('; ').replaceAll('|', '\\|');
 }
 
@@ -136,7 +140,8 @@ function shortReason(reason: string): string {
   return reason
     .replace(/ \(QNN \d+.*?\)/g, '')
     .replace(/: Please refer to .*?(?=;|$)/g, '')
-    .replace(/(; )?\w+: Failed to add node\./g, '');
+    .replace(/(; )?\w+: Failed to add node\./g, '')
+    .trim();
 }
 
 function renderRules(): string {

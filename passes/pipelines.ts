@@ -11,6 +11,7 @@ import { decomposeGelu } from './decompose-gelu.ts';
 import { decomposeGemm, decomposeGeneralGemm } from './decompose-gemm.ts';
 import { decomposeHardSigmoid } from './decompose-hard-sigmoid.ts';
 import { decomposeHardSwish } from './decompose-hard-swish.ts';
+import { decomposeInstanceNorm } from './decompose-instance-norm.ts';
 import { decomposeL1Norm } from './decompose-l1-norm.ts';
 import { decomposeLayerNorm } from './decompose-layer-norm.ts';
 import { decomposeLstm } from './decompose-lstm.ts';
@@ -21,6 +22,7 @@ import { decomposeRmsNorm } from './decompose-rms-norm.ts';
 import { decomposeRope } from './decompose-rope.ts';
 import { decomposeSilu } from './decompose-silu.ts';
 import { decomposeTrilu } from './decompose-trilu.ts';
+import { decomposeVariadic } from './decompose-variadic.ts';
 import { eliminateCommonSubexpressions } from './eliminate-common-subexpressions.ts';
 import { eliminateDeadCode } from './eliminate-dead-code.ts';
 import { eliminateNoops } from './eliminate-noops.ts';
@@ -96,6 +98,8 @@ export const lowerForTflite: readonly Pass[] = [
   decomposeBatchNorm, // what fuse left: those behind a convolution are in its weights
   decomposeLayerNorm,
   decomposeRmsNorm,
+  decomposeInstanceNorm,
+  decomposeVariadic,
   decomposeL1Norm,
   decomposeReductions,
   decomposeEinsum,
@@ -123,6 +127,7 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     decomposeGeneralGemm,
     decomposeHardSigmoid,
     decomposeHardSwish,
+    decomposeInstanceNorm,
     decomposeL1Norm,
     decomposeLayerNorm,
     decomposeLstm,
@@ -133,6 +138,7 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     decomposeRope,
     decomposeSilu,
     decomposeTrilu,
+    decomposeVariadic,
     eliminateCommonSubexpressions,
     eliminateDeadCode,
     eliminateNoops,

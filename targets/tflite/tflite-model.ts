@@ -23,9 +23,11 @@ const SIGNATURE = 'serving_default';
 export const tfliteModelTarget: ModelTarget = {
   name: 'tflite',
   format: () => litertFormat,
-  // HARD_SWISH has an 8-bit kernel and none of 16 bits.
-  lower: (module, _soc, recipe) =>
-    runPasses(module, recipe?.scheme === 'w8a8' ? lowerForTflite : [decomposeHardSwish, ...lowerForTflite]),
+  lower: (module, _soc, recipe) => {
+    // HARD_SWISH has kernels for floats and 8 bits, and none for 16.
+    const wide = recipe?.activation === 16 && recipe.scheme !== 'fp16';
+    return runPasses(module, wide ? [decomposeHardSwish, ...lowerForTflite] : lowerForTflite);
+  },
   async emit(quantized, { out }) {
     mkdirSync(join(out, 'tflite'), { recursive: true });
     const module = cloneModule(quantized.module);

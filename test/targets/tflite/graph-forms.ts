@@ -122,6 +122,9 @@ export const FORMS: Readonly<Record<string, string>> = {
   'Gemm of a flattened image': `${weight('4,8,3,3')}\n%c = Conv(%x, %w)\n%f = Flatten(%c)\n%v : f32[400,10] = const rand(4, normal 0.1)\n${bias(10)}\n%y = Gemm(%f, %v, %b)`,
   LayerNormalization:
     'in %x : f32[1,6,16]\n%g : f32[16] = const rand(1, uniform 0.5 1.5)\n%b : f32[16] = const rand(2, normal 0.2)\n%y = LayerNormalization(%x, %g, %b)',
+  InstanceNormalization:
+    '%s : f32[8] = const rand(1, uniform 0.5 1.5)\n%t : f32[8] = const rand(2, normal 0.5)\n%y = InstanceNormalization(%x, %s, %t)',
+  'Sum of three': 'in %x : f32[1,8,12,12]\nin %z : f32[1,8,12,12]\n%y = Sum(%x, %z, %x)',
   BatchNormalization:
     '%s : f32[8] = const rand(1, uniform 0.5 1.5)\n%t : f32[8] = const rand(2, normal 0.5)\n%m : f32[8] = const rand(3, normal 0.5)\n%v : f32[8] = const rand(4, uniform 0.5 1.5)\n%r = Relu(%x)\n%y = BatchNormalization(%r, %s, %t, %m, %v)',
 };

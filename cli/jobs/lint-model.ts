@@ -98,8 +98,10 @@ export async function lintModel(options: LintOptions): Promise<LintResult> {
     fatal: findings.filter(isFatal).map(({ code }) => code),
   };
   const fixed = lowered && { passes: lowered.passes, left: checkGraph(lowered.module, soc, { scheme }) };
-  // What a rewrite promised and could not do is as bad as what has none.
-  const stuck = fixed ? fixed.left.filter(({ verdict, mend }) => verdict !== 'weak' && mend?.kind === 'pass') : [];
+  // What a rewrite promised and could not do, or made, is as bad as what has none.
+  const stuck = (fixed?.left ?? []).filter(
+    (finding) => isFatal(finding) || (finding.verdict !== 'weak' && finding.mend?.kind === 'pass'),
+  );
   const fatal = [...new Set([...result.fatal, ...stuck.map(({ code }) => code)])];
   if (lowered && options.fix !== undefined) writeOnnx(lowered.module, options.fix);
   const vendor = options.withToolchain && lowered ? await consult(lowered.module, fixed!.left, soc, scheme) : undefined;

@@ -1,4 +1,4 @@
-import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -125,6 +125,46 @@ describe.skipIf(!toolchain)("the vendor's validator", { timeout: 60_000 }, () =>
     const outcome = await inspect(path, '--soc', 'SM8650', '--with-toolchain', '--json');
     expect(outcome.code).toBe(1);
     expect(parse(outcome).vendor!.refusals).toMatchObject([{ node: { op: 'Hardmax' } }]);
+  });
+});
+
+test.skipIf(!toolchain)('what compile makes of it has nothing against it', { timeout: 60_000 }, async () => {
+  const out = join(work, 'build');
+  const compiled = await runNpuc([
+    'compile',
+    writeModel('c.onnx', MENDABLE),
+    '--soc',
+    'SM8650',
+    '--target',
+    'qnn',
+    '--out',
+    out,
+  ]);
+  expect(compiled.code, compiled.stderr).toBe(0);
+  const outcome = await inspect(out, '--soc', 'SM8650', '--json');
+  expect(outcome.code, outcome.stderr).toBe(0);
+  expect(parse(outcome)).toMatchObject({ findings: [], fatal: [] });
+  expect(parse(outcome).nodes).toBeGreaterThan(5);
+});
+
+test('a folder without QDQ models is refused', async () => {
+  mkdirSync(join(work, 'other'));
+  writeFileSync(join(work, 'other', 'manifest.json'), '{"npuc": "0.0.1"}');
+  const outcome = await inspect(join(work, 'other'), '--soc', 'SM8650');
+  expect(outcome.stderr).toMatch(/^TG110 /);
+  expect(outcome.code).toBe(2);
+});
+
+describe('an old SoC', () => {
+  const product =
+    'in %a : f32[1,4,8,16] q(u16, scale 0.00006, zero 32768)\nin %b : f32[1,4,16,8] q(u16, scale 0.00006, zero 32768)\n%y : f32[1,4,8,8] q(u16, scale 0.0006, zero 32768) = MatMul(%a, %b)\nout %y';
+  test('has no form for a product of two 16-bit values, and the rewrite of others does not hide that', async () => {
+    const path = writeModel('product.onnx', product);
+    const modern = parse(await inspect(path, '--soc', 'SM8650', '--json'));
+    expect([modern.findings.map(({ code }) => code), modern.fatal]).toEqual([['HTP030'], []]);
+    const old = await inspect(path, '--soc', 'SM8450', '--json');
+    expect(old.code).toBe(1);
+    expect(parse(old).fatal).toEqual(['HTP032']);
   });
 });
 

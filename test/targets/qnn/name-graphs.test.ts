@@ -77,4 +77,25 @@ describe.skipIf(!toolchain)('names of graphs', () => {
     expect(rename('absent', 'a')).toThrow(refusal(/occurs 0 times/));
     expect(readFileSync(path)).toEqual(bytes);
   });
+
+  test('names that lie across the windows of a large file are found once', () => {
+    const path = join(folder, 'large.bin');
+    const name = 'a_name_of_a_graph';
+    const window = 32 << 20;
+    const bytes = Buffer.alloc(window + 1000);
+    const places = [100, window - 5, window - name.length + 500];
+    for (const place of places) {
+      bytes.writeUInt32LE(name.length, place - 4);
+      bytes.write(name, place);
+    }
+    writeFileSync(path, bytes);
+    renameGraphs(path, new Map([[name, 'short']]));
+    const renamed = readFileSync(path);
+    expect(renamed).toHaveLength(bytes.length);
+    for (const place of places) {
+      expect(renamed.readUInt32LE(place - 4)).toBe(5);
+      expect(renamed.toString('latin1', place, place + name.length)).toBe('short'.padEnd(name.length, '\0'));
+    }
+    expect(renamed.includes(name)).toBe(false);
+  });
 });

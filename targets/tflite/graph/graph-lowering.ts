@@ -47,6 +47,8 @@ export class GraphLowering {
   readonly graph: Graph;
   /** Nodes that became part of another one's operator. */
   readonly absorbed: Set<Node> = new Set();
+  /** Clips whose lower bound, 0, the operator before them has applied. */
+  readonly raised: Set<Node> = new Set();
   /** Operators that run on floats between conversions, by the reason. */
   readonly floats: Map<string, Node[]> = new Map();
   readonly #layouts: ReadonlyMap<Node, Layout>;
@@ -346,7 +348,12 @@ export class GraphLowering {
       reader = this.#onlyReader(output);
     }
     const code = reader && activationCode(reader);
-    if (code === undefined) return undefined;
+    if (code === undefined) {
+      const [low, high] = (reader && !output.encoding && clampLimits(reader)) || [];
+      if (low !== 0 || high === undefined || high < 0 || output !== node.output()) return undefined;
+      this.raised.add(reader!);
+      return { output, permutation, options: { ...options, fusedActivationFunction: ActivationFunctionType.RELU } };
+    }
     const [before, after] = [output.encoding, reader!.output().encoding];
     if (before && after ? !sameEncoding(before, after) : before !== after) return undefined;
     this.absorbed.add(reader!);

@@ -99,7 +99,7 @@ function lowerClip(node: Node, lowering: GraphLowering): void {
     return lowering.quantizedScalar(value, output.encoding, `${output.name}.bound`);
   };
   const options = { kind: 'MaximumMinimumOptions' } as const;
-  if (low === Number.NEGATIVE_INFINITY) {
+  if (low === Number.NEGATIVE_INFINITY || lowering.raised.has(node)) {
     lowering.emit('MINIMUM', node, [x, bound(high)], { options });
     return;
   }

@@ -91,6 +91,11 @@ describe('activations', () => {
     expect(await operators(FORMS['Conv and Relu6']!)).toEqual(['TRANSPOSE', 'CONV_2D', 'TRANSPOSE']);
   });
 
+  it('from 0 to another bound are half computed by the operator before them', async () => {
+    const body = '%k : f32[8,1,1] = const rand(9, normal 0.5)\n%a = Add(%x, %k)\n%y = HardSigmoid(%a)';
+    expect(await operators(body)).toEqual(['ADD', 'ADD', 'MINIMUM', 'MUL']);
+  });
+
   it('are operators of their own where something else reads what they clamp', async () => {
     const body = `${conv('x', 'a', 1)}\n%b = Relu(%a)\n%y = Add(%a, %b)`;
     expect(await operators(body)).toContain('RELU');

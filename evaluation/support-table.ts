@@ -1,5 +1,5 @@
 import { OPS } from '../compiler/ops/index.ts';
-import { PASSES } from '../passes/pipelines.ts';
+import { lowerForTflite, PASSES } from '../passes/pipelines.ts';
 import { HTP_RULES, MEASURED_ON, REPLACED_OPS, TAKEN_OPS } from '../targets/qnn/rules.ts';
 import type { Soc } from '../targets/socs.ts';
 import { ELEMENTWISE } from '../targets/tflite/graph/lower-elementwise.ts';
@@ -164,11 +164,14 @@ function renderRules(): string {
 
 /** Passes of the TFLite pipeline that leave other ops in the place of these. */
 const TFLITE_REPLACED: Readonly<Record<string, string>> = {
+  ...REPLACED_OPS,
   BatchNormalization: 'decompose-batch-norm',
+  Einsum: 'decompose-einsum',
   HardSigmoid: 'decompose-hard-sigmoid',
   LSTM: 'decompose-lstm',
   LayerNormalization: 'decompose-layer-norm',
   RMSNormalization: 'decompose-rms-norm',
+  ReduceLogSumExp: 'decompose-reductions',
 };
 
 function renderKnown(): string {
@@ -180,7 +183,8 @@ function renderKnown(): string {
     .map(({ name, quantization }) => {
       const onnx = quantization === 'never' ? 'yes, float' : 'yes';
       const qnn = REPLACED_OPS[name] ? replaced(REPLACED_OPS[name]) : TAKEN_OPS.has(name) ? 'yes' : '-';
-      const lite = tflite.has(name) ? 'yes' : replaced(TFLITE_REPLACED[name]);
+      const pass = TFLITE_REPLACED[name];
+      const lite = tflite.has(name) ? 'yes' : lowerForTflite.some((each) => each.name === pass) ? replaced(pass) : '-';
       return `| ${name} | ${onnx} | ${qnn} | ${lite} |`;
     })
     .sort();

@@ -10,6 +10,7 @@ import {
   type NodeFacts,
   type NodeWidth,
   REPLACED_OPS,
+  TAKEN_CONTRIB_OPS,
   TAKEN_OPS,
   type Verdict,
 } from './rules.ts';
@@ -114,7 +115,8 @@ function checkAnyNode(node: Node, facts: NodeFacts, soc: Soc): Omit<HtpRule, 'op
       reason: `${name}: there is no control flow on HTP`,
       measured: 'the plugin has no builder for If, Loop and Scan',
     };
-  if (node.domain !== '' || !TAKEN_OPS.has(node.op)) {
+  const taken = node.domain === '' ? TAKEN_OPS : node.domain === 'com.microsoft' ? TAKEN_CONTRIB_OPS : undefined;
+  if (!taken?.has(node.op)) {
     const mend = node.domain === '' ? REPLACED_OPS[node.op] : undefined;
     return {
       code: 'HTP002',

@@ -105,6 +105,18 @@ describe('a model with forms that HTP does not take', () => {
     expect(parse(outcome).fatal).toEqual(['HTP022']);
   });
 
+  test('of another domain is refused by its name, but for what the plugin knows', async () => {
+    const body = `in %x : f32[1,8,16]
+%a : f32[1,8,16] = com.microsoft::QuickGelu(%x)
+%y : f32[1,8,16] = com.microsoft::FastGelu(%a)
+out %y`;
+    const module = parseModule(`npuir 1\nopset 21\nopset com.microsoft 1\ngraph @g\n${body.replace(/^/gm, '  ')}\n`);
+    const path = join(work, 'contrib.onnx');
+    writeOnnx(module, path);
+    const result = parse(await inspect(path, '--soc', 'SM8650', '--json'));
+    expect(result.findings.map(({ reason }) => reason)).toEqual(['HTP has no com.microsoft::FastGelu']);
+  });
+
   test('in half floats is refused where there are none', async () => {
     const path = writeModel('halves.onnx', 'in %x : f32[1,8]\n%y = Relu(%x)\nout %y');
     const result = parse(await inspect(path, '--soc', 'SM8350', '--scheme', 'fp16', '--json'));

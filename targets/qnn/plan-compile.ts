@@ -19,6 +19,8 @@ export interface StageLoad {
   readonly narrowWeights: number;
   readonly blockWeights: number;
   readonly otherBytes: number;
+  /** Rows of attention scores for each new token, one of the cache's length: query heads of all layers. */
+  readonly scoreRows: number;
 }
 
 export interface SplitRequest {
@@ -35,6 +37,8 @@ export interface SplitRequest {
 export interface GraphCounts {
   readonly tokens: number;
   readonly caches: number;
+  /** Sum over all graphs of new tokens times cache. */
+  readonly slots: number;
   /** All graphs of a part are compiled in one process, into one binary. */
   readonly share: boolean;
 }
@@ -44,7 +48,9 @@ export const AUTO_SPLIT: SplitRequest = { split: 'auto', embedding: false, head:
 
 /** The numbers of graphs of a request. */
 export function countGraphs({ tokens, caches }: ShapeRequest, share: boolean): GraphCounts {
-  return { tokens: new Set([...tokens, 1]).size, caches: new Set(caches).size, share };
+  const [sizes, contexts] = [new Set([...tokens, 1]), new Set(caches)];
+  const sum = (numbers: Iterable<number>): number => [...numbers].reduce((total, number) => total + number, 0);
+  return { tokens: sizes.size, caches: contexts.size, slots: sum(sizes) * sum(contexts), share };
 }
 
 export interface Prediction {
@@ -78,12 +84,20 @@ const BASE_BYTES = 0.2e9;
 const NARROW_BYTES = { first: 3.1, further: 2.6 } as const;
 /** Bytes per byte of any other weight, for every graph. */
 const OTHER_BYTES = 4.1;
-/** Per graph. */
-const SECONDS = { block: 0.09e-6, narrow: 0.015e-6, otherByte: 0.018e-6 } as const;
+/** Per weight and graph, and for every attention score of all graphs. */
+const SECONDS = { block: 0.09e-6, other: 0.022e-6, score: 0.4e-6 } as const;
 
-/** What a compile process of the vendor needs for stages in so many graphs. */
-export function predictCompile(stages: readonly StageLoad[], graphs: number, share: boolean): Prediction {
-  const sum = (key: 'narrowWeights' | 'blockWeights' | 'otherBytes'): number =>
+/**
+ * What a compile process of the vendor needs for stages in so many graphs.
+ * @param slots sum over the graphs of new tokens times cache
+ */
+export function predictCompile(
+  stages: readonly StageLoad[],
+  graphs: number,
+  share: boolean,
+  slots: number,
+): Prediction {
+  const sum = (key: 'weights' | 'narrowWeights' | 'blockWeights' | 'otherBytes' | 'scoreRows'): number =>
     stages.reduce((total, stage) => total + stage[key], 0);
   const [narrow, blocks, other] = [sum('narrowWeights'), sum('blockWeights'), sum('otherBytes')];
   const together = share ? graphs : 1;
@@ -92,7 +106,9 @@ export function predictCompile(stages: readonly StageLoad[], graphs: number, sha
       BASE_BYTES +
       narrow * (NARROW_BYTES.first + NARROW_BYTES.further * (together - 1)) +
       other * OTHER_BYTES * together,
-    cpuSeconds: graphs * (blocks * SECONDS.block + (narrow - blocks) * SECONDS.narrow + other * SECONDS.otherByte),
+    cpuSeconds:
+      graphs * (blocks * SECONDS.block + (sum('weights') - blocks) * SECONDS.other) +
+      sum('scoreRows') * slots * SECONDS.score,
   };
 }
 
@@ -105,8 +121,10 @@ export function measureStages(
   weights: ReadonlyMap<string, Pick<WeightPlan, 'form'>>,
   recipe: Recipe,
 ): StageLoad[] {
+  const rows = graph.nodes.flatMap((node) => (node.op === 'Softmax' ? [node.output()] : []));
   return decoderStages(graph).map(({ name, end, constants }) => {
-    const load = { weights: 0, bytes: 0, narrowWeights: 0, blockWeights: 0, otherBytes: 0 };
+    const scoreRows = rows.reduce((sum, row) => sum + (row.name.startsWith(`${name}.`) ? row.dims[1]! : 0), 0);
+    const load = { weights: 0, bytes: 0, narrowWeights: 0, blockWeights: 0, otherBytes: 0, scoreRows };
     for (const value of constants) {
       if (value.data!.dtype !== 'f32') continue;
       const { size } = value.data!;
@@ -200,7 +218,7 @@ function cutInto(
   };
 }
 
-function describePart(stages: readonly StageLoad[], { tokens, caches, share }: GraphCounts): CompilePart {
+function describePart(stages: readonly StageLoad[], { tokens, caches, slots, share }: GraphCounts): CompilePart {
   // Embedding and head see no cache: one graph serves every size of it.
   const graphs = stages.every(({ name }) => name === 'embedding' || name === 'head') ? tokens : tokens * caches;
   return {
@@ -208,7 +226,7 @@ function describePart(stages: readonly StageLoad[], { tokens, caches, share }: G
     weights: stages.reduce((sum, { weights }) => sum + weights, 0),
     bytes: stages.reduce((sum, { bytes }) => sum + bytes, 0),
     graphs,
-    ...predictCompile(stages, graphs, share && graphs > 1),
+    ...predictCompile(stages, graphs, share && graphs > 1, slots),
   };
 }
 

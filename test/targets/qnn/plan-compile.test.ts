@@ -7,6 +7,7 @@ import { collectWeights } from '../../../compiler/import/huggingface/llama.ts';
 import { applyIoContract } from '../../../passes/apply-io-contract.ts';
 import { formatOf } from '../../../targets/index.ts';
 import {
+  countGraphs,
   measureStages,
   planCompile,
   predictCompile,
@@ -23,6 +24,7 @@ const layer = (index: number, weights = 60e6): StageLoad => ({
   narrowWeights: weights,
   blockWeights: weights,
   otherBytes: 0,
+  scoreRows: 32,
 });
 const plain = (name: string, bytes: number): StageLoad => ({
   name,
@@ -31,6 +33,7 @@ const plain = (name: string, bytes: number): StageLoad => ({
   narrowWeights: 0,
   blockWeights: 0,
   otherBytes: bytes,
+  scoreRows: 0,
 });
 /** About the shape of Llama-3.2-1B: a table of 16 bits, 16 layers of 4, a head of 8. */
 const large: StageLoad[] = [
@@ -38,25 +41,32 @@ const large: StageLoad[] = [
   ...Array.from({ length: 16 }, (_, index) => layer(index)),
   plain('head', 263e6),
 ];
-const eight = { tokens: 2, caches: 4, share: true };
+const eight = { tokens: 2, caches: 4, slots: 129 * 7680, share: true };
 const auto: SplitRequest = { split: 'auto', embedding: false, head: false };
 
 describe('the prediction', () => {
   test('grows with every graph that shares, and not where each is compiled alone', () => {
-    const peak = (graphs: number, share: boolean): number => predictCompile([layer(0)], graphs, share).peakBytes;
+    const peak = (graphs: number, share: boolean): number => predictCompile([layer(0)], graphs, share, 0).peakBytes;
     expect(peak(1, false)).toBeGreaterThan(0.2e9 + 60e6 * 3);
     const step = peak(2, true) - peak(1, true);
     expect(step).toBeGreaterThan(60e6 * 2);
     expect(peak(8, true)).toBeCloseTo(peak(1, true) + 7 * step);
     expect(peak(8, false)).toBe(peak(1, false));
-    const seconds = (graphs: number): number => predictCompile([layer(0)], graphs, true).cpuSeconds;
+    const seconds = (graphs: number): number => predictCompile([layer(0)], graphs, true, 0).cpuSeconds;
     expect(seconds(8)).toBeCloseTo(8 * seconds(1));
+    // Attention over long caches takes time beside the weights.
+    expect(predictCompile([layer(0)], 1, true, 128 * 4096).cpuSeconds).toBeGreaterThan(1.5 * seconds(1));
   });
+});
+
+test('graphs are counted for every pair of sizes, the decode graph among them', () => {
+  const counts = countGraphs({ tokens: [128, 128], caches: [512, 1024, 2048, 4096] }, true);
+  expect(counts).toEqual(eight);
 });
 
 describe('auto', () => {
   test('leaves a model whole that no limit touches', () => {
-    const plan = planCompile(large.slice(0, 3), { tokens: 2, caches: 1, share: true }, auto);
+    const plan = planCompile(large.slice(0, 3), { tokens: 2, caches: 1, slots: 129 * 1024, share: true }, auto);
     expect(plan.cuts).toEqual([]);
     expect(plan.parts).toMatchObject([{ stages: ['embedding', 'layers.1'], graphs: 2 }]);
   });
@@ -83,7 +93,7 @@ describe('auto', () => {
 
   test('a context holds 4 GB with all that belongs to it', () => {
     const wide = Array.from({ length: 4 }, (_, index) => layer(index, 3.6e9));
-    const plan = planCompile(wide, { tokens: 1, caches: 1, share: true }, auto);
+    const plan = planCompile(wide, { tokens: 1, caches: 1, slots: 1024, share: true }, auto);
     expect(plan.parts.map(({ stages }) => stages)).toEqual([
       ['layers.0', 'layers.1'],
       ['layers.2', 'layers.3'],
@@ -170,6 +180,7 @@ test('stages are measured from the forms of the weights', () => {
   const scales = (64 + 32 + 32 + 64 + 96 + 96) * 5;
   const norms = 2 * 64 * 2;
   expect(first).toMatchObject({ narrowWeights: narrow, blockWeights: narrow, otherBytes: down + norms });
+  expect(stages.map(({ scoreRows }) => scoreRows)).toEqual([0, 4, 4, 0]);
   expect(first!.bytes).toBe(narrow / 2 + scales + down + norms);
   expect(head).toMatchObject({ weights: 6400 + 64, otherBytes: 6400 + 400 + 128 });
   const half = measureStages(module.graph(), new Map(), makeRecipe('fp16'));

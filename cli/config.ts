@@ -80,7 +80,8 @@ export const compileConfig = z.strictObject({
   bind: z.array(z.string()).default([]).describe('a list of name=number'),
   threads: count.default(2).describe(COUNT),
   allowExtrapolation: z.boolean().default(false).describe('true or false'),
-  split: number(z.union([z.literal('auto'), z.number().int().positive()]))
+  split: z
+    .union([z.literal('auto'), count])
     .default('auto')
     .describe(`auto, or ${COUNT}`),
   splitEmbedding: z.boolean().default(false).describe('true or false'),

@@ -3,6 +3,7 @@ import { listTargets } from './describe-report.ts';
 import { formatBytes, formatDivergence, formatRatio, formatRatioError, ROLES } from './format-figures.ts';
 import { GRADE_BOUNDS } from './grade-target.ts';
 import { html, type Markup } from './markup.ts';
+import { describeCaches, describeSharing } from './render-terminal.ts';
 import type { Report, ReportFile } from './report.ts';
 import { renderMarker } from './target-marker.ts';
 
@@ -173,6 +174,12 @@ export function renderSizes(report: Report): Markup {
     float,
   )}"><rect class="part" x="0" y="4" width="${percent(float / most)}" height="18"/></svg><span class="value">${formatBytes(float)}</span></div>
 <p class="parts">the same weights in float16</p></figure>
+${targets.map(
+  ([name, { sharing, caches }]) =>
+    html`${sharing && html`<p class="about">${name}: ${describeSharing(sharing)}.</p>`}${
+      caches && html`<p class="about">${name}: ${describeCaches(caches)}.</p>`
+    }`,
+)}
 ${
   files.length > 0 &&
   html`<details><summary>${String(files.length)} files</summary><div class="scroll"><table class="sortable"><thead><tr><th scope="col">file</th><th scope="col">what it is</th><th scope="col" class="n">size</th></tr></thead><tbody>${files.map(

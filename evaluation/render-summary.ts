@@ -129,20 +129,7 @@ function renderFigures(target: TargetReport, report: Report): Markup[] {
       "the engine's logits against ONNX Runtime on the same QDQ model",
     ]);
   }
-  for (const { cache, sqnr } of target.caches ?? [])
-    rows.push([`cache ${formatCount(cache)}`, formatDecibels(sqnr), 'its logits against those of the largest cache']);
   rows.push(['size', formatBytes(target.bytes), 'bytes that go to the phone']);
-  const { sharing } = target;
-  if (sharing) {
-    const measured = sharing.measured ? 'measured' : 'estimated';
-    const about = `${formatCount(sharing.graphs)} graphs, each in a binary of its own (${measured}); together they take ${formatBytes(sharing.binaryBytes)}`;
-    rows.push(['alone', formatBytes(sharing.aloneBytes), about]);
-    rows.push([
-      'shared',
-      formatBytes(sharing.sharedWeightBytes),
-      `${formatCount(sharing.sharedWeights)} weights that several graphs have`,
-    ]);
-  }
   const bits = (8 * target.bytes) / report.parameters;
   if (Number.isFinite(bits))
     rows.push(['per weight', `${bits.toFixed(1)} bits`, 'size over the weights of the float model']);

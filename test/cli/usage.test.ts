@@ -69,6 +69,18 @@ test('lists add up, of other flags the last one counts', async () => {
   });
 });
 
+test.each([
+  ['cache: 200', [200]],
+  ['cache: [200, 100]', [100, 100, 200, 200]],
+])('a configuration file takes one cache or several: %s', async (text, caches) => {
+  const config = join(work, 'caches.yaml');
+  writeFileSync(config, `${text}\ntokens: ${caches.length > 1 ? 16 : 1}\n`);
+  const { stdout, stderr } = await runNpuc(['compile', demo, '--config', config, '--dry-run', '--json']);
+  expect(stderr).toBe('');
+  const { sizes } = JSON.parse(stdout) as { sizes: { graphs: { cache: number }[] } };
+  expect(sizes.graphs.map(({ cache }) => cache)).toEqual(caches);
+});
+
 test('a number repeated with the value 1 is 1, not one more than before', async () => {
   const saved = join(work, 'repeated.yaml');
   const args = ['--threads', '4', '--threads', '1', '--calibration-windows', '7', '--calibration-windows', '1'];

@@ -298,6 +298,12 @@ describe.skipIf(!hasBrowser)('renderHtml in a browser', () => {
   });
 });
 
+test('what graphs share and how their caches agree stands with the sizes', () => {
+  const page = renderHtml(makeReport());
+  expect(page).toContain('qnn: 4 graphs share 52 weights: 4.64 MB together, 17.1 MB alone.');
+  expect(page).toContain('agree with those of the largest: 128 to 88.3 dB.');
+});
+
 test('says nothing of this machine', () => {
   expect(renderHtml(makeReport())).not.toMatch(/https?:\/\/|file:\/\/|\/work\/|\/home\/|\/root\//);
 });

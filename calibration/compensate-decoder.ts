@@ -1,3 +1,4 @@
+import { setImmediate } from 'node:timers/promises';
 import { blockScales, dequantizeLazily } from '../compiler/export/quantize-constant.ts';
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
@@ -42,7 +43,7 @@ export async function compensateDecoder(inputs: CompensateDecoderInputs): Promis
   for (let index = 0; index < config.layers; index++) {
     const moments = await collectMoments(inputs, index, window, streams, feeds);
     for (const { weights, hessian } of moments) {
-      for (const [name, integers] of roundWeights(inputs, weights, hessian)) rounded.set(name, integers);
+      for (const [name, integers] of await roundWeights(inputs, weights, hessian)) rounded.set(name, integers);
     }
     if (index + 1 < config.layers) {
       const weights = new Map(inputs.weights);
@@ -118,11 +119,11 @@ async function advanceStreams(
 }
 
 /** Rounds all weights that read one input: they share its factored second moments. */
-function roundWeights(
+async function roundWeights(
   { weights, encodings, kernels }: CompensateDecoderInputs,
   names: readonly string[],
   hessian: Float32Array,
-): Map<string, Tensor> {
+): Promise<Map<string, Tensor>> {
   const columns = Math.sqrt(hessian.length);
   const diagonal = Float64Array.from({ length: columns }, (_, k) => hessian[k * columns + k]!);
   const damping = (DAMPING * diagonal.reduce((a, b) => a + b, 0)) / columns;
@@ -136,6 +137,8 @@ function roundWeights(
   const factors = kernels.factorHessian(permuted, columns, names[0]);
   const rounded = new Map<string, Tensor>();
   for (const name of names) {
+    // A large matrix takes seconds: Ctrl-C and the progress line must not wait for all of them.
+    await setImmediate();
     const encoding = encodings.get(name)!;
     const rows = weightRows(weights.get(name)!, kernels);
     const outputs = rows.length / columns;

@@ -263,22 +263,23 @@ function renderBoth(rows) {
 }
 
 const only = flag('model');
+const theirs = flag('onnx2tf') !== undefined;
 const rows = [];
+let text = '';
 for (const name of Object.keys(MODELS)) {
   if (only && only !== name) continue;
   rows.push(await measure(name));
   console.error(`${name}: ${JSON.stringify(rows.at(-1))}`);
-}
-const theirs = flag('onnx2tf') !== undefined;
-const text = `# ONNX models as TFLite${theirs ? ', beside onnx2tf' : ''}
+  text = `# ONNX models as TFLite${theirs ? ', beside onnx2tf 1.29.24' : ''}
 
     npm run -s build && node bench/tflite-models.mjs --write${theirs ? ' --onnx2tf <python>' : ''}
 
 ${theirs ? renderBoth(rows) : renderOwn(rows)}
 `;
-console.log(text);
-if (process.argv.includes('--write')) {
+  if (!process.argv.includes('--write')) continue;
+  // After every model: a slow one is no loss of the others.
   const path = join(root, 'bench', 'results', theirs ? 'tflite-vs-onnx2tf.md' : 'tflite-models.md');
   mkdirSync(dirname(path), { recursive: true });
   writeFileSync(path, text);
 }
+console.log(text);

@@ -15,6 +15,7 @@ os.chdir(folder)
 # It downloads sample images when this file is not there; the samples that count are given below.
 np.save("calibration_image_sample_data_20x128x128x3_float32.npy", np.zeros((20, 128, 128, 3), np.float32))
 
+import onnx  # noqa: E402
 import onnx2tf  # noqa: E402
 
 with open("job.json") as file:
@@ -29,18 +30,15 @@ for i, each in enumerate(job["inputs"]):
     zeros, ones = [[0.0] * channels], [[1.0] * channels]
     calibration.append([each["name"], f"{i}.npy", zeros, ones])
 
-# Symbolic dimensions become numbers first: the tool binds whole shapes only.
-model = job["model"]
-if numbers:
-    import onnx
-
-    loaded = onnx.load(model)
-    for value in loaded.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in numbers:
-                dim.dim_value = numbers[dim.dim_param]
-    model = os.path.join(folder, "bound.onnx")
-    onnx.save(loaded, model)
+# The tool writes a simplified model over the one that it is given: it gets a copy. Symbolic dimensions become numbers in it,
+# since the tool binds whole shapes only.
+loaded = onnx.load(job["model"])
+for value in loaded.graph.input:
+    for dim in value.type.tensor_type.shape.dim:
+        if dim.dim_param in numbers:
+            dim.dim_value = numbers[dim.dim_param]
+model = os.path.join(folder, "model.onnx")
+onnx.save(loaded, model)
 
 options = dict(
     input_onnx_file_path=model,

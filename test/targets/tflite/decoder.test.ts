@@ -14,8 +14,8 @@ import type { Runner } from '../../../compiler/runtime/runner.ts';
 import type { LogitReport } from '../../../evaluation/logits.ts';
 import { evaluateLogits } from '../../../evaluation/perplexity.ts';
 import { makeProtocol } from '../../../passes/protocol.ts';
-import { graphRequests } from '../../../targets/graph-requests.ts';
 import { openEmbedding, writeEmbedding } from '../../../targets/embedding-file.ts';
+import { graphRequests } from '../../../targets/graph-requests.ts';
 import type { TfliteModel, TfliteTensor } from '../../../targets/tflite/model.ts';
 import { readTflite } from '../../../targets/tflite/read.ts';
 import { operatorName, tensorTypeName } from '../../../targets/tflite/schema-enums.ts';
@@ -153,7 +153,11 @@ describe.each(CHECKPOINTS)('$name', { timeout: 300_000 }, ({ source }) => {
 
   test('every cache has one scale in all signatures, past and new', () => {
     for (const scheme of ['w8a16', 'w8a8'] as const) {
-      const model = lowerDecoder(decoders.get(scheme)!, graphRequests({ tokens: [TOKENS], caches: [CACHE] }), 'quantized');
+      const model = lowerDecoder(
+        decoders.get(scheme)!,
+        graphRequests({ tokens: [TOKENS], caches: [CACHE] }),
+        'quantized',
+      );
       for (let layer = 0; layer < small.config.layers; layer++) {
         for (const kind of ['k', 'v']) {
           const tensors = model.signatures.flatMap(({ subgraph, inputs, outputs }) =>

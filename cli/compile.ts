@@ -52,7 +52,7 @@ export const compileCommand: Command = {
       )
       .option(
         'rotation',
-        textFlag('rotate the residual stream: auto, none, hadamard (default: auto at w8a16, where outliers need it)'),
+        textFlag('rotate the residual stream: auto, none, hadamard (default: auto at 16-bit activations)'),
       )
       .option('range', textFlag('activation ranges: min-max, percentile, histogram-mse'))
       .option(

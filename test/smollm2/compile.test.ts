@@ -87,23 +87,25 @@ async function continuation(scheme: string, target: string): Promise<string> {
 }
 
 /**
- * The simulator and ONNX Runtime choose the same tokens. Their logits differ by about as much as either does from float: the
- * residual stream's outliers leave its other channels few steps even of 16 bits, and the two round in another order.
+ * The simulator and ONNX Runtime choose the same tokens, and their logits are far nearer to each other than either's to float.
+ * It is less than on the small models: tokens of outliers leave the others few steps of one 16-bit scale.
  */
 function expectAgreement(report: Report): void {
   const { twinSqnr, twinAgreement } = report.targets.qnn!;
-  expect(twinSqnr).toBeGreaterThan(15);
-  expect(twinAgreement).toBeGreaterThan(0.8);
+  expect(twinSqnr).toBeGreaterThan(32);
+  expect(twinAgreement).toBeGreaterThan(0.9);
 }
 
 describe.skipIf(!hasSmolLM2)('SmolLM2-135M for SM8750', () => {
   test('w8a16: every target, the HTP binary whole, " Paris" from LiteRT', { timeout: 20 * MINUTE }, async () => {
     const report = await compile('w8a16', `onnx,tflite${qnn}`);
     expect(report.targets.onnx!.logits!.ratio).toBeLessThan(1.05);
-    expect(report.targets.tflite!.logits!.ratio).toBeLessThan(1.1);
+    expect(report.targets.onnx!.logits!.divergence).toBeLessThan(0.008);
+    expect(report.targets.tflite!.logits!.ratio).toBeLessThan(1.05);
     expect(await continuation('w8a16', 'tflite')).toContain(' Paris');
     if (!toolchain) return;
     const manifest = read<Manifest>('w8a16', 'manifest.json');
+    expect(manifest.recipe.rotation).toBe('hadamard');
     expect(manifest.targets.qnn).toMatchObject({
       execution: 'executed-as-twin',
       facts: { soc: 69, shared: true, graphs: 2 },
@@ -113,7 +115,8 @@ describe.skipIf(!hasSmolLM2)('SmolLM2-135M for SM8750', () => {
 
   test('w4a16 LPBQ 64: " Paris" from the QDQ models, the simulator agrees', { timeout: 20 * MINUTE }, async () => {
     const report = await compile('w4a16', `onnx${qnn}`);
-    expect(report.targets.onnx!.logits!.ratio).toBeLessThan(1.4);
+    expect(report.targets.onnx!.logits!.ratio).toBeLessThan(1.2);
+    expect(report.targets.onnx!.logits!.divergence).toBeLessThan(0.13);
     expect(await continuation('w4a16', 'onnx')).toContain(' Paris');
     if (!toolchain) return;
     expectAgreement(report);

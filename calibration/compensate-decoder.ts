@@ -7,10 +7,8 @@ import { Tensor, toFloats } from '../compiler/ir/tensor.ts';
 import { INT4, type Kernels } from '../compiler/kernels/kernels.ts';
 import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
 import { buildDecoderLayer, layerFeeds, momentsOf, runLayer } from './decoder-layer.ts';
+import { factorMoments, roundRows } from './round-rows.ts';
 import { weightRows } from './weights.ts';
-
-/** Added to the diagonal of the second moments, as a share of its mean (GPTQ 2210.17323, section 3.3). */
-const DAMPING = 0.01;
 
 export interface CompensateDecoderInputs {
   readonly config: DecoderConfig;
@@ -125,16 +123,7 @@ async function roundWeights(
   hessian: Float32Array,
 ): Promise<Map<string, Tensor>> {
   const columns = Math.sqrt(hessian.length);
-  const diagonal = Float64Array.from({ length: columns }, (_, k) => hessian[k * columns + k]!);
-  const damping = (DAMPING * diagonal.reduce((a, b) => a + b, 0)) / columns;
-  // The channels that carry most are rounded first, while there are others left to make up for it.
-  const order = Uint32Array.from(diagonal.keys()).sort((a, b) => diagonal[b]! - diagonal[a]! || a - b);
-  const permuted = new Float32Array(hessian.length);
-  for (let i = 0; i < columns; i++) {
-    for (let j = 0; j <= i; j++) permuted[i * columns + j] = hessian[order[i]! * columns + order[j]!]!;
-    permuted[i * columns + i] = permuted[i * columns + i]! + damping;
-  }
-  const factors = kernels.factorHessian(permuted, columns, names[0]);
+  const factored = factorMoments(hessian, columns, kernels, names[0]!);
   const rounded = new Map<string, Tensor>();
   for (const name of names) {
     // A large matrix takes seconds: Ctrl-C and the progress line must not wait for all of them.
@@ -142,23 +131,10 @@ async function roundWeights(
     const encoding = encodings.get(name)!;
     const rows = weightRows(weights.get(name)!, kernels);
     const outputs = rows.length / columns;
-    const turned = new Float32Array(rows.length);
-    for (let n = 0; n < outputs; n++) {
-      for (let k = 0; k < columns; k++) turned[n * columns + k] = rows[n * columns + order[k]!]!;
-    }
     const { scales, groups } = rowScales(encoding, columns, outputs);
-    const { integers } = kernels.roundCompensated(
-      turned,
-      { rows: outputs, columns, block: columns, name },
-      factors,
-      scales,
-      order.map((k) => groups[k]!),
-      INT4,
-    );
+    const integers = roundRows(rows, factored, scales, groups, INT4, kernels, name);
     const target = new Int8Array(integers.length);
-    for (let n = 0; n < outputs; n++) {
-      for (let k = 0; k < columns; k++) target[order[k]! * outputs + n] = integers[n * columns + k]!;
-    }
+    kernels.transposeI8(integers, outputs, columns, target);
     rounded.set(name, Tensor.of('i4', [columns, outputs], target));
   }
   return rounded;

@@ -5,6 +5,7 @@ import { INT4, INT8_SYMMETRIC, type Kernels } from '../compiler/kernels/kernels.
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
 import type { Tensors } from '../compiler/runtime/runner.ts';
 import type { WeightPlan } from './plan-weights.ts';
+import { factorMoments, roundRows } from './round-rows.ts';
 import { collectMoments, hasMoments, type LayerMoments } from './second-moments.ts';
 
 /** A weight on its grid: rounding `values` under `encoding` gives the chosen integers. */
@@ -22,12 +23,10 @@ export interface CompensateWeightsInputs {
   readonly open?: OpenEngine;
 }
 
-/** Added to the diagonal of the second moments, as a share of its mean (GPTQ 2210.17323, section 3.3). */
-const DAMPING = 0.01;
-
 /**
  * Rounds the weights of convolutions and matrices so that each one makes up for the errors of those before it (GPTQ), by what
- * its layer reads on the samples. Scales are those that clip nothing: no smaller one was ever better in this form. Weights that several layers share, and layers whose moments are not determined, are left to the plain search.
+ * its layer reads on the samples. Scales are those that clip nothing: no smaller one was ever better in this form. Weights that
+ * several layers share, and layers whose moments are not determined, are left to the plain search.
  * @returns by weight name
  */
 export async function compensateWeights(inputs: CompensateWeightsInputs): Promise<Map<string, CompensatedWeight>> {
@@ -55,25 +54,19 @@ function roundLayer({ node, columns, groups }: LayerMoments, plan: WeightPlan, k
   const scales = new Float32Array(count);
   const values = new Float32Array(weight.size);
   for (const [index, moments] of groups.entries()) {
-    const order = orderColumns(moments, columns);
-    const factors = kernels.factorHessian(dampen(moments, columns, order), columns, plan.name);
     const from = index * perGroup;
-    const turned = new Float32Array(perGroup * columns);
-    const largest = new Float32Array(perGroup);
+    const part = rows.subarray(from * columns, (from + perGroup) * columns);
+    const steps = new Float32Array(perGroup);
     for (let n = 0; n < perGroup; n++) {
-      for (let k = 0; k < columns; k++) {
-        const each = rows[(from + n) * columns + order[k]!]!;
-        turned[n * columns + k] = each;
-        largest[n] = Math.max(largest[n]!, Math.abs(each));
-      }
+      let largest = 0;
+      for (let k = 0; k < columns; k++) largest = Math.max(largest, Math.abs(part[n * columns + k]!));
+      steps[n] = largest > 0 ? largest / range.max : 1;
     }
-    const layout = { rows: perGroup, columns, block: columns, name: plan.name };
-    const steps = largest.map((max) => (max > 0 ? Math.fround(max / range.max) : 1));
-    const { integers } = kernels.roundCompensated(turned, layout, factors, steps, new Uint32Array(columns), range);
+    const factored = factorMoments(moments, columns, kernels, plan.name);
+    const integers = roundRows(part, factored, steps, new Uint32Array(columns), range, kernels, plan.name);
     scales.set(steps, from);
     for (let n = 0; n < perGroup; n++)
-      for (let k = 0; k < columns; k++)
-        write(values, from + n, order[k]!, Math.fround(integers[n * columns + k]! * steps[n]!));
+      for (let k = 0; k < columns; k++) write(values, from + n, k, Math.fround(integers[n * columns + k]! * steps[n]!));
   }
   const dtype = plan.form.bits === 4 ? 'i4' : 'i8';
   return {
@@ -102,26 +95,4 @@ function unrollWeight(
       values[place(row, column)] = value;
     },
   };
-}
-
-/** The columns that carry most are rounded first, while there are others left to make up for it. */
-function orderColumns(moments: Float64Array, columns: number): Uint32Array {
-  const power = (k: number): number => moments[k * columns + k]!;
-  return Uint32Array.from({ length: columns }, (_, k) => k).sort((a, b) => power(b) - power(a) || a - b);
-}
-
-/** The moments in the order of rounding, damped so that columns that never carried anything do no harm. */
-function dampen(moments: Float64Array, columns: number, order: Uint32Array): Float32Array {
-  let trace = 0;
-  for (let k = 0; k < columns; k++) trace += moments[k * columns + k]!;
-  const damping = trace > 0 ? (DAMPING * trace) / columns : 1;
-  const turned = new Float32Array(moments.length);
-  for (let i = 0; i < columns; i++) {
-    for (let j = 0; j <= i; j++) {
-      const [a, b] = [order[i]!, order[j]!];
-      turned[i * columns + j] = moments[Math.max(a, b) * columns + Math.min(a, b)]!;
-    }
-    turned[i * columns + i] = turned[i * columns + i]! + damping;
-  }
-  return turned;
 }

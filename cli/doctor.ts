@@ -1,7 +1,7 @@
 import { freemem, totalmem } from 'node:os';
 import type { Argv } from 'yargs';
 import { NpucError } from '../compiler/errors.ts';
-import { requireToolchain, type ToolchainStatus, toolchainStatus } from '../targets/qnn/toolchain.ts';
+import { installCommand, requireToolchain, type ToolchainStatus, toolchainStatus } from '../targets/qnn/toolchain.ts';
 import type { Command } from './commands.ts';
 import { formatBytes } from './render-plan.ts';
 
@@ -63,9 +63,10 @@ async function tryToolchain(status: ToolchainStatus): Promise<Finding> {
   const { name, version, chosen, state, reason } = status;
   const finding = { name: `toolchain ${name}`, ok: state === 'installed', state: `${state} ${version}` };
   if (state !== 'installed') {
-    return { ...finding, note: reason ?? `npuc toolchain install ${name} --accept-licence` };
+    return { ...finding, note: reason ?? installCommand(name) };
   }
   if (!chosen) return { ...finding, note: `npuc toolchain use ${name} --version ${version} chooses it` };
+  if (name !== 'qnn') return { ...finding, note: 'npuc bundle litertlm --verify runs bundles with it' };
   try {
     const { testToolchain } = await import('../targets/qnn/self-test.ts');
     const { decibels, seconds } = await testToolchain(requireToolchain(name, version));

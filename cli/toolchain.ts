@@ -6,6 +6,7 @@ import {
   installToolchain,
   removeToolchain,
   selectToolchain,
+  toolchainNamed,
   toolchainRoot,
   toolchainStatus,
   useToolchain,
@@ -38,7 +39,8 @@ export const toolchainCommand: Command = {
       .positional('name', {
         type: 'string',
         default: 'qnn',
-        describe: 'qnn: Qualcomm HTP compiler and simulator (Linux x64); qnn@2.6.0 is a version of it',
+        describe:
+          'qnn: Qualcomm HTP compiler and simulator; litert-lm: runs .litertlm files (both Linux x64); qnn@2.6.0 is a version',
       })
       // Of this command the version is that of the toolchain.
       .version(false)
@@ -47,11 +49,13 @@ export const toolchainCommand: Command = {
       .option('wheels', textFlag('folder with the wheels already downloaded'))
       .example('$0 toolchain install qnn --accept-licence', '')
       .example('$0 toolchain install qnn --version 2.6.0 --accept-licence', 'a second one, beside it')
-      .example('$0 toolchain use qnn --version 2.6.0', ''),
+      .example('$0 toolchain install litert', 'for compile --npu; open source, no licence to accept')
+      .example('$0 toolchain use qnn --version 2.6.0', '')
+      .example('$0 toolchain install litert-lm', ''),
   run: async (args: ToolchainArguments) => {
-    const [name, pinned] = args.name.split('@');
-    selectToolchain(`${name}${(args.version ?? pinned) ? `@${args.version ?? pinned}` : ''}`);
-    const version = chosenVersion('qnn');
+    const [wanted, pinned] = args.name.split('@');
+    const name = selectToolchain(`${wanted}${(args.version ?? pinned) ? `@${args.version ?? pinned}` : ''}`);
+    const version = chosenVersion(name);
     const print = (text: string, data: unknown): number => {
       process.stdout.write(args.json ? `${JSON.stringify(data)}\n` : `${text}\n`);
       return 0;
@@ -62,7 +66,7 @@ export const toolchainCommand: Command = {
       case 'install': {
         progress.stage('install');
         let last = '';
-        const toolchain = await installToolchain('qnn', {
+        const toolchain = await installToolchain(name, {
           acceptLicence: args.acceptLicence,
           ...wheels,
           progress: ({ stage, file }) => {
@@ -71,18 +75,18 @@ export const toolchainCommand: Command = {
           },
         });
         progress.finish();
-        return print(`qnn ${version} is installed in ${toolchain.root}`, toolchain);
+        return print(`${name} ${version} is installed in ${toolchain.root}`, toolchain);
       }
       case 'licence': {
-        const path = await fetchLicence('qnn', wheels);
+        const path = await fetchLicence(name, wheels);
         return print(path, { licence: path });
       }
       case 'remove':
-        removeToolchain('qnn', version);
-        return print(`qnn ${version} is removed`, { removed: toolchainRoot('qnn', version) });
+        removeToolchain(name, version);
+        return print(`${name} ${version} is removed`, { removed: toolchainRoot(name, version) });
       case 'use':
-        useToolchain('qnn', version);
-        return print(`qnn ${version} compiles from now on`, { chosen: version });
+        useToolchain(name, version);
+        return print(`${name} ${version} is used from now on`, { chosen: version });
       case 'list': {
         const list = toolchainStatus();
         const lines = list.map(({ name: each, version: of, chosen, state, root, bytes, reason }) =>

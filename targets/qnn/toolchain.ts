@@ -1,4 +1,5 @@
 import {
+  chmodSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -15,17 +16,29 @@ import { NpucError } from '../../compiler/errors.ts';
 import type { NativeToolchain } from '../../compiler/runtime/ort-native.ts';
 import { type ObtainOptions, obtainWheel } from './obtain-wheel.ts';
 import { readZipDirectory, unpackZipEntry } from './read-zip.ts';
-import { TOOLCHAIN_RECIPES, type ToolchainName, type ToolchainRecipe } from './toolchain-recipes.ts';
+import {
+  TOOLCHAIN_RECIPES,
+  type ToolchainLibraries,
+  type ToolchainName,
+  type ToolchainRecipe,
+} from './toolchain-recipes.ts';
 
 export type { ToolchainProgress } from './obtain-wheel.ts';
 export type { ToolchainName } from './toolchain-recipes.ts';
 
-/** An installed toolchain. All paths are absolute. */
-export interface Toolchain extends NativeToolchain {
-  readonly name: ToolchainName;
+interface InstalledFolder<Name extends ToolchainName> extends Pick<NativeToolchain, 'root' | 'versions'> {
+  readonly name: Name;
   readonly version: string;
-  readonly licenceFile: string;
+  /** The terms that were accepted, where there were any. */
+  readonly licenceFile: Name extends 'qnn' ? string : undefined;
 }
+
+/** An installed toolchain. All paths are absolute. */
+export type InstalledToolchain<Name extends ToolchainName = ToolchainName> = InstalledFolder<Name> &
+  ToolchainLibraries[Name];
+
+/** Qualcomm's, which compiles and simulates. */
+export type Toolchain = InstalledToolchain<'qnn'>;
 
 export interface InstallOptions extends ObtainOptions {
   /** The user has accepted the vendor's licence. */
@@ -64,13 +77,22 @@ const selected = new Map<ToolchainName, string>();
 
 /**
  * Chooses a version for this process, over what the environment and the user's choice say.
- * @param text `qnn` or `qnn@2.7.0`
+ * @param text `qnn`, `qnn@2.7.0` or `litert`
+ * @returns the toolchain's name
  * @throws CL001 for a toolchain or version that is not known
  */
-export function selectToolchain(text: string): void {
+export function selectToolchain(text: string): ToolchainName {
   const [name = '', version] = text.split('@');
-  if (name !== 'qnn') throw new NpucError('CL001', { message: `there is no toolchain ${name}`, hint: 'qnn' });
+  if (!isToolchainName(name)) {
+    const hint = Object.keys(TOOLCHAIN_RECIPES).join(', ');
+    throw new NpucError('CL001', { message: `there is no toolchain ${name}`, hint });
+  }
   if (version !== undefined) selected.set(name, recipeOf(name, version).version);
+  return name;
+}
+
+function isToolchainName(name: string): name is ToolchainName {
+  return Object.hasOwn(TOOLCHAIN_RECIPES, name);
 }
 
 /** Chooses the version that later processes use. @throws CL001 for a version that is not known, QN001 when it is not installed */
@@ -95,7 +117,7 @@ const chosenFile = (name: ToolchainName): string => cacheFolder('toolchains', `$
  * @throws CL001 for a version that is not known
  */
 export function chosenVersion(name: ToolchainName): string {
-  const here = selected.get(name) ?? process.env[`NPUC_${name.toUpperCase()}`];
+  const here = selected.get(name) ?? process.env[`NPUC_${name.toUpperCase().replaceAll('-', '_')}`];
   if (here) return recipeOf(name, here.replace(`${name}@`, '')).version;
   const file = chosenFile(name);
   if (existsSync(file)) return recipeOf(name, readFileSync(file, 'utf8').trim()).version;
@@ -103,8 +125,8 @@ export function chosenVersion(name: ToolchainName): string {
   return versions.find((version) => existsSync(toolchainRoot(name, version))) ?? versions[0]!;
 }
 
-function recipeOf(name: ToolchainName, version: string): ToolchainRecipe {
-  const recipes = TOOLCHAIN_RECIPES[name];
+function recipeOf<Name extends ToolchainName>(name: Name, version: string): ToolchainRecipe<Name> {
+  const recipes: readonly ToolchainRecipe<Name>[] = TOOLCHAIN_RECIPES[name];
   const found = recipes.find((recipe) => recipe.version === version);
   if (found) return found;
   throw new NpucError('CL001', {
@@ -142,7 +164,10 @@ function glibcVersion(): string | undefined {
 }
 
 /** The installed toolchain, or undefined when it is absent, damaged, or cannot run on this machine. */
-export function findToolchain(name: ToolchainName, version: string = chosenVersion(name)): Toolchain | undefined {
+export function findToolchain<Name extends ToolchainName>(
+  name: Name,
+  version: string = chosenVersion(name),
+): InstalledToolchain<Name> | undefined {
   if (hostObstacle(name) !== undefined || inspectInstall(name, version).state !== 'installed') return undefined;
   return describeToolchain(name, version);
 }
@@ -151,7 +176,10 @@ export function findToolchain(name: ToolchainName, version: string = chosenVersi
  * The installed toolchain.
  * @throws QN001 when it is not installed, QN002 on a machine that cannot run it, QN006 when its files are damaged.
  */
-export function requireToolchain(name: ToolchainName, version: string = chosenVersion(name)): Toolchain {
+export function requireToolchain<Name extends ToolchainName>(
+  name: Name,
+  version: string = chosenVersion(name),
+): InstalledToolchain<Name> {
   checkHost(name);
   const { state, reason, root } = inspectInstall(name, version);
   if (state === 'installed') return describeToolchain(name, version);
@@ -193,19 +221,23 @@ export function toolchainStatus(): ToolchainStatus[] {
  * @throws QN002 on a machine that cannot run it, QN003 without the licence accepted, QN004 when the download fails, QN005
  *   when a wheel is not the pinned one, IO002 when the cache cannot be written.
  */
-export async function installToolchain(name: ToolchainName, options: InstallOptions): Promise<Toolchain> {
+export async function installToolchain<Name extends ToolchainName>(
+  name: Name,
+  options: InstallOptions,
+): Promise<InstalledToolchain<Name>> {
   checkHost(name);
   const recipe = recipeOf(name, options.version ?? chosenVersion(name));
   const { version } = recipe;
   const root = toolchainRoot(name, version);
   const present = findToolchain(name, version);
   if (present) return present;
-  if (!options.acceptLicence)
+  const { licence } = recipe;
+  if (licence && !options.acceptLicence)
     throw new NpucError('QN003', {
-      message: `the ${name} toolchain comes under the vendor's own licence (${recipe.licence.title}), which you have to accept`,
+      message: `the ${name} toolchain comes under the vendor's own licence (${licence.title}), which you have to accept`,
       hint:
-        `${installCommand(name, version)}; the licence is ${basename(recipe.licence.entry)} in the ` +
-        `${recipe.licence.wheel} wheel and lies at ${join(root, recipe.licence.entry)} after the download; ` +
+        `${installCommand(name, version)}; the licence is ${basename(licence.entry)} in the ` +
+        `${licence.wheel} wheel and lies at ${join(root, licence.entry)} after the download; ` +
         `to read it before: npuc toolchain licence ${name}`,
     });
   const toolchains = dirname(root);
@@ -224,6 +256,7 @@ export async function installToolchain(name: ToolchainName, options: InstallOpti
           const target = join(staging, entry.name);
           mkdirSync(dirname(target), { recursive: true });
           await unpackZipEntry(path, entry, target);
+          if (wheel.executables?.has(entry.name)) chmodSync(target, 0o755);
           files.push({ path: entry.name, bytes: entry.size });
         }
       }
@@ -258,8 +291,15 @@ export async function fetchLicence(
   options: ObtainOptions & Pick<InstallOptions, 'version'> = {},
 ): Promise<string> {
   const { licence, wheels, version } = recipeOf(name, options.version ?? chosenVersion(name));
+  if (!licence) {
+    throw new NpucError('CL001', {
+      message: `the ${name} toolchain is open source: there is no licence to accept`,
+      hint: installCommand(name, version),
+    });
+  }
+  const fileOf = (toolchain: InstalledToolchain): string => join(toolchain.root, licence.entry);
   const installed = findToolchain(name, version);
-  if (installed) return installed.licenceFile;
+  if (installed) return fileOf(installed);
   const toolchains = dirname(toolchainRoot(name, version));
   return await guardWrites(toolchains, async () => {
     mkdirSync(toolchains, { recursive: true });
@@ -275,23 +315,17 @@ export async function fetchLicence(
       // An install that finished meanwhile has removed the kept wheel and brought the licence.
       const finished = findToolchain(name, version);
       if (!finished) throw cause;
-      return finished.licenceFile;
+      return fileOf(finished);
     }
   });
 }
 
-function describeToolchain(name: ToolchainName, version: string): Toolchain {
+function describeToolchain<Name extends ToolchainName>(name: Name, version: string): InstalledToolchain<Name> {
   const root = toolchainRoot(name, version);
-  const recipe = recipeOf(name, version);
-  return {
-    name,
-    version,
-    root,
-    onnxruntimeLibrary: join(root, recipe.onnxruntimeLibrary),
-    qnnLibraryFolder: join(root, recipe.qnnLibraryFolder),
-    licenceFile: join(root, recipe.licence.entry),
-    versions: recipe.versions,
-  };
+  const { libraries, licence, versions } = recipeOf(name, version);
+  const paths = Object.entries(libraries).map(([key, path]) => [key, join(root, path)]);
+  const folder = { name, version, root, licenceFile: licence && join(root, licence.entry), versions };
+  return { ...folder, ...Object.fromEntries(paths) } as InstalledToolchain<Name>;
 }
 
 function inspectInstall(
@@ -316,9 +350,11 @@ function inspectInstall(
   }
 }
 
-function installCommand(name: ToolchainName, version: string): string {
+/** The command that installs a version. */
+export function installCommand(name: ToolchainName, version: string = chosenVersion(name)): string {
   const newest = version === TOOLCHAIN_RECIPES[name][0]!.version;
-  return `npuc toolchain install ${name}${newest ? '' : ` --version ${version}`} --accept-licence`;
+  const accept = recipeOf(name, version).licence ? ' --accept-licence' : '';
+  return `npuc toolchain install ${name}${newest ? '' : ` --version ${version}`}${accept}`;
 }
 
 function checkHost(name: ToolchainName): void {

@@ -32,7 +32,7 @@ describe.skipIf(!toolchain)('doctor and toolchain', () => {
   test('use moves the star, remove takes the choice with it, a damaged one is no', async () => {
     const star = async () => /^\* {2}qnn {2}(\S+)/m.exec((await run('toolchain', 'list')).stdout)![1];
     expect(await star()).toBe('2.7.0');
-    expect((await run('toolchain', 'use', 'qnn', '--version', '2.6.0')).stdout).toMatch(/2\.6\.0 compiles/);
+    expect((await run('toolchain', 'use', 'qnn', '--version', '2.6.0')).stdout).toMatch(/2\.6\.0 is used/);
     expect(await star()).toBe('2.6.0');
     expect((await run('toolchain', 'remove', 'qnn@2.6.0')).code).toBe(0);
     expect(await star()).toBe('2.7.0');

@@ -88,7 +88,7 @@ describe('toolchain', () => {
 // What follows needs a supported host, which the installed toolchain proves.
 describe.skipIf(!toolchain)('toolchain on a supported host', () => {
   test('without the licence accepted nothing is downloaded', async () => {
-    expect(toolchainStatus()).toMatchObject([
+    expect(toolchainStatus().filter(({ name }) => name === 'qnn')).toMatchObject([
       { name: 'qnn', version: '2.7.0', state: 'absent', chosen: true },
       { name: 'qnn', version: '2.6.0', state: 'absent', chosen: false },
     ]);
@@ -98,6 +98,19 @@ describe.skipIf(!toolchain)('toolchain on a supported host', () => {
       hint: expect.stringMatching(/--accept-licence.*Qualcomm_LICENSE\.pdf/s),
     });
     expect(existsSync(join(folder, 'cache'))).toBe(false);
+  });
+
+  test('what is open source asks for no acceptance and has no licence to fetch', async () => {
+    const wheels = join(folder, 'wheels');
+    mkdirSync(wheels);
+    await expect(installToolchain('litert-lm', { acceptLicence: false, wheels })).rejects.toMatchObject({
+      code: 'QN004',
+      hint: expect.stringMatching(/pip download .*litert-lm-api==0\.18\.1/),
+    });
+    await expect(fetchLicence('litert-lm')).rejects.toMatchObject({ code: 'CL001' });
+    expect(() => requireToolchain('litert-lm')).toThrow(
+      expect.objectContaining({ code: 'QN001', hint: 'npuc toolchain install litert-lm' }),
+    );
   });
 
   test('a missing wheel, a wrong wheel, and no pip are told apart and leave nothing installed', async () => {

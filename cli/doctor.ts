@@ -66,7 +66,8 @@ async function tryToolchain(status: ToolchainStatus): Promise<Finding> {
     return { ...finding, note: reason ?? installCommand(name) };
   }
   if (!chosen) return { ...finding, note: `npuc toolchain use ${name} --version ${version} chooses it` };
-  if (name !== 'qnn') return { ...finding, note: 'npuc bundle litertlm --verify runs bundles with it' };
+  if (name === 'litert-lm') return { ...finding, note: 'npuc bundle litertlm --verify runs bundles with it' };
+  if (name === 'litert') return { ...finding, note: 'npuc compile --npu compiles TFLite files for NPUs with it' };
   try {
     const { testToolchain } = await import('../targets/qnn/self-test.ts');
     const { decibels, seconds } = await testToolchain(requireToolchain(name, version));

@@ -6,7 +6,6 @@ import {
   installToolchain,
   removeToolchain,
   selectToolchain,
-  toolchainNamed,
   toolchainRoot,
   toolchainStatus,
   useToolchain,
@@ -40,7 +39,7 @@ export const toolchainCommand: Command = {
         type: 'string',
         default: 'qnn',
         describe:
-          'qnn: Qualcomm HTP compiler and simulator; litert-lm: runs .litertlm files (both Linux x64); qnn@2.6.0 is a version',
+          "qnn: Qualcomm HTP compiler and simulator; litert: LiteRT's NPU plugins; litert-lm: runs .litertlm files (all Linux x64); qnn@2.6.0 is a version",
       })
       // Of this command the version is that of the toolchain.
       .version(false)
@@ -49,7 +48,7 @@ export const toolchainCommand: Command = {
       .option('wheels', textFlag('folder with the wheels already downloaded'))
       .example('$0 toolchain install qnn --accept-licence', '')
       .example('$0 toolchain install qnn --version 2.6.0 --accept-licence', 'a second one, beside it')
-      .example('$0 toolchain install litert', 'for compile --npu; open source, no licence to accept')
+      .example('$0 toolchain install litert', 'for compile --npu')
       .example('$0 toolchain use qnn --version 2.6.0', '')
       .example('$0 toolchain install litert-lm', ''),
   run: async (args: ToolchainArguments) => {

@@ -57,7 +57,7 @@ export const ERROR_TITLES = {
   PS111: 'length does not fit the graph',
   PS112: 'shape depends on data',
   PS120: 'local functions call each other in a circle',
-  QN001: 'QNN toolchain is not installed',
+  QN001: 'toolchain is not installed',
   QN002: 'toolchain cannot run on this machine',
   QN003: 'vendor licence is not accepted',
   QN004: 'toolchain cannot be downloaded',

@@ -13,6 +13,8 @@ export interface Wheel {
   readonly platform: string;
   readonly sha256: string;
   readonly bytes: number;
+  /** Entries that are programs. */
+  readonly executables?: ReadonlySet<string>;
   /** Entries to unpack. */
   readonly wants: (entry: string) => boolean;
 }

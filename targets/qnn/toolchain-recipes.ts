@@ -6,6 +6,14 @@ export interface ToolchainLibraries {
   readonly qnn: { readonly onnxruntimeLibrary: string; readonly qnnLibraryFolder: string };
   /** Google's runtime for .litertlm files. */
   readonly 'litert-lm': { readonly library: string };
+  /** LiteRT's compiler driver, its vendors' plugins, and OpenVINO's libraries for the one of Intel. */
+  readonly litert: {
+    readonly applyPlugin: string;
+    /** A folder for each vendor. */
+    readonly vendorFolder: string;
+    readonly runtimeLibrary: string;
+    readonly openvinoFolder: string;
+  };
 }
 
 /** Toolchains that the user installs; none is ever bundled with this package. */
@@ -45,7 +53,6 @@ function qnnRecipe(version: string, qairt: string, sha256: string, bytes: number
       title: 'Qualcomm licence',
       entry: 'onnxruntime_qnn/Qualcomm_LICENSE.pdf',
       wheel: 'onnxruntime-qnn',
-      mustAccept: true,
     },
     wheels: [
       ONNXRUNTIME,
@@ -89,14 +96,8 @@ const LITERT_LM: Wheel = {
  * for exactly this version by its library's name. The vendors' SDK packages on the index hold no libraries: they fetch
  * them from the vendors when they are built.
  */
-const LITERT_RECIPE: ToolchainRecipe = {
+const LITERT_RECIPE: ToolchainRecipe<'litert'> = {
   version: '2.3.0',
-  licence: {
-    title: 'Apache-2.0',
-    entry: 'ai_edge_litert-2.3.0.dist-info/licenses/LICENSE',
-    wheel: 'ai-edge-litert',
-    mustAccept: false,
-  },
   wheels: [
     {
       project: 'ai-edge-litert',
@@ -127,6 +128,12 @@ const LITERT_RECIPE: ToolchainRecipe = {
     },
   ],
   glibc: [2, 28],
+  libraries: {
+    applyPlugin: 'ai_edge_litert/tools/apply_plugin_main',
+    vendorFolder: 'ai_edge_litert/vendors',
+    runtimeLibrary: 'ai_edge_litert/libLiteRt.so',
+    openvinoFolder: 'openvino/libs',
+  },
   versions: { litert: '2.3.0', openvino: '2026.3.1' },
 };
 

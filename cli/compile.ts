@@ -39,7 +39,10 @@ export const compileCommand: Command = {
       .option('scheme', textFlag('w4a16, w8a16, w8a8 or fp16 (default w4a16)'))
       .option('tokens', listFlag('new tokens per prefill run, comma-separated (default 128)'))
       .option('cache', listFlag('whole context that a graph sees, comma-separated (default 1024)'))
-      .option('target', listFlag('onnx, qnn, tflite, comma-separated (default: all that this machine can do)'))
+      .option(
+        'target',
+        listFlag('onnx, qnn, tflite, hf, comma-separated (default: all but hf that this machine can do)'),
+      )
       .option('out', textFlag('output folder (default build)', { alias: 'o' }))
       .option('kv', countFlag('kv', 'bits of the key/value cache, 8 or 16 (default 8)'))
       .option(
@@ -104,6 +107,12 @@ export const compileCommand: Command = {
     // Loaded when needed: help and version must not wait for runtimes.
     const { spellFigures } = await import('../evaluation/write-report.ts');
     if (options.source.endsWith('.onnx')) {
+      if (options.targets.includes('hf')) {
+        throw new NpucError('CL001', {
+          message: '--target hf writes the checkpoint of a language model, and this is an ONNX model',
+          hint: '--target onnx writes the quantized model',
+        });
+      }
       const { compileOnnx, planOnnx } = await import('./jobs/compile-onnx.ts');
       if (args.dryRun) {
         const plan = planOnnx(options, config.bind);

@@ -51,9 +51,9 @@ export const compileConfig = z.strictObject({
   scheme: text.default('w4a16').describe(TEXT),
   tokens: list(count).default([128]).describe(`${COUNT}, or several`),
   cache: list(count).default([1024]).describe(`${COUNT}, or several`),
-  target: list(z.enum(['onnx', 'qnn', 'tflite']))
+  target: list(z.enum(['onnx', 'qnn', 'tflite', 'hf']))
     .optional()
-    .describe('one or several of onnx, qnn, tflite'),
+    .describe('one or several of onnx, qnn, tflite, hf'),
   out: text.default('build').describe(TEXT),
   kv: number(z.union([z.literal(8), z.literal(16)]))
     .default(8)

@@ -73,6 +73,7 @@ export async function evaluateTargets(inputs: EvaluationInputs): Promise<Report>
   const probe = Math.min(chunk, PROBE_TOKENS);
   const probeCache = Math.min(cache, 2 * probe);
   for (const [name, decoder] of inputs.decoders) {
+    if (decoderTargets[name].weightsOnly) continue;
     progress.stage(`compare values of ${name}`);
     values.set(name, await compareGraphValues(decoder, probe, probeCache, [...prefix, ...text.ids].slice(0, probe)));
   }
@@ -158,7 +159,7 @@ async function evaluateTarget(
   const { inputs, float, ids, prompt, chunk, parameters } = shared;
   const { model, options, progress, prefix } = inputs;
   const cache = largestCache(inputs.shapes);
-  const values = shared.values.get(name)!;
+  const values = shared.values.get(name) ?? [];
   const decoder = inputs.decoders.get(name)!;
   const tokenizer = model.checkpoint.tokenizer!;
   const started = performance.now();
@@ -199,7 +200,11 @@ async function evaluateTarget(
       values,
       ...firstDivergence(values),
       seconds: (performance.now() - started) / 1000,
-      notes: [...(text?.notes ?? []), ...describeLimits(name, decoder, slow, chunk, cache)],
+      notes: [
+        ...(text?.notes ?? []),
+        ...(decoderTargets[name].weightsOnly ? ['its weights are quantized, its activations are not'] : []),
+        ...describeLimits(name, decoder, slow, chunk, cache),
+      ],
     };
     return sample === undefined ? { report } : { report, sample };
   } finally {

@@ -6,6 +6,7 @@ const SHAPES: Readonly<Record<TargetName, Markup>> = {
   onnx: html`<circle class="shape" r="3.2"/>`,
   qnn: html`<rect class="shape" x="-2.9" y="-2.9" width="5.8" height="5.8"/>`,
   tflite: html`<path class="shape" d="M0-3.9 3.7 2.7-3.7 2.7Z"/>`,
+  hf: html`<path class="shape" d="M0-3.9 3.9 0 0 3.9-3.9 0Z"/>`,
 };
 
 /** The shapes as definitions `#m-<target>`, and `#ring`; once in a page. */

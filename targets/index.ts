@@ -6,12 +6,13 @@ import {
   litertNpuContract,
   plainContract,
 } from '../passes/io-contract.ts';
+import { hfTarget } from './hf/hf-target.ts';
 import type { ModelTarget } from './model-target.ts';
 import { onnxModelTarget } from './onnx/onnx-model.ts';
 import { onnxTarget } from './onnx/onnx-target.ts';
 import { qnnModelTarget } from './qnn/qnn-model.ts';
 import { qnnTarget } from './qnn/qnn-target.ts';
-import type { DecoderTarget, EmbeddingChoice, TargetName } from './target.ts';
+import type { DecoderTarget, EmbeddingChoice, ModelTargetName, TargetName } from './target.ts';
 import { tfliteModelTarget } from './tflite/tflite-model.ts';
 import { tfliteTarget } from './tflite/tflite-target.ts';
 
@@ -20,16 +21,17 @@ export const decoderTargets: Readonly<Record<TargetName, DecoderTarget>> = {
   onnx: onnxTarget,
   qnn: qnnTarget,
   tflite: tfliteTarget,
+  hf: hfTarget,
 };
 
 /** Every target that compiles ONNX models. */
-export const modelTargets: Readonly<Record<TargetName, ModelTarget>> = {
+export const modelTargets: Readonly<Record<ModelTargetName, ModelTarget>> = {
   onnx: onnxModelTarget,
   qnn: qnnModelTarget,
   tflite: tfliteModelTarget,
 };
 
-export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite'];
+export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite', 'hf'];
 
 /**
  * The number format and the I/O contract of a target.
@@ -40,6 +42,8 @@ export function formatOf(
   embedding: EmbeddingChoice = 'in-graph',
 ): { readonly format: NumberFormat; readonly contract: IoContract } {
   switch (name) {
+    // A checkpoint that follows no artifact has the weights of the neutral one.
+    case 'hf':
     case 'onnx':
       return { format: onnxFormat, contract: plainContract };
     case 'qnn':

@@ -7,7 +7,7 @@ import type { Runner } from '../compiler/runtime/runner.ts';
 import type { EncodingsVersion } from './onnx/encodings-json.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
-import type { Execution, ManifestPort, TargetName } from './target.ts';
+import type { Execution, ManifestPort, ModelTargetName } from './target.ts';
 
 /** An input or output of a compiled model: its type at the boundary, and how its integers are to be read. */
 export interface ModelPort extends ManifestPort {
@@ -45,7 +45,7 @@ export interface OpenModelOptions {
 
 /** What a target can do with any graph. All runners take and give real numbers, whatever the ports are. */
 export interface ModelTarget {
-  readonly name: TargetName;
+  readonly name: ModelTargetName;
   /** Legal integers; they can depend on the SoC. */
   format(soc: Soc): NumberFormat;
   /** Rewrites a module of its own, in place, into what the target computes whole and rightly. */

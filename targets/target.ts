@@ -1,4 +1,5 @@
 import type { QuantizedDecoder } from '../calibration/quantize-decoder.ts';
+import type { Checkpoint } from '../compiler/import/checkpoint.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Progress } from '../compiler/progress.ts';
 import type { DecoderProtocol, DecoderSession, EmbeddingLookup } from '../compiler/runtime/decoder-session.ts';
@@ -10,7 +11,10 @@ import type { SplitRequest } from './qnn/plan-compile.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
 
-export type TargetName = 'onnx' | 'qnn' | 'tflite';
+export type TargetName = 'onnx' | 'qnn' | 'tflite' | 'hf';
+
+/** Targets that take ONNX models too: a Hugging Face checkpoint holds a language model only. */
+export type ModelTargetName = Exclude<TargetName, 'hf'>;
 
 /**
  * Where the HTP's graphs have their embedding: inside, or in a table beside them that the host looks up, of half floats or
@@ -82,6 +86,10 @@ export interface EmitContext {
   readonly split?: SplitRequest;
   /** Version of AIMET's encodings file, where the target writes one. */
   readonly encodings?: EncodingsVersion;
+  /** Files of the source that a checkpoint which is written takes over. */
+  readonly checkpoint?: Pick<Checkpoint, 'config' | 'tokenizerFiles'>;
+  /** The artifact, written already, whose weights a checkpoint is written with. */
+  readonly follows?: { readonly name: TargetName; readonly target: ManifestTarget };
 }
 
 /** What graphs of one binary save by having their weights in common. */
@@ -103,6 +111,8 @@ export interface Sharing {
 /** What a target can do with a decoder. Emission writes files; opening runs what was written. */
 export interface DecoderTarget {
   readonly name: TargetName;
+  /** Its artifact has quantized weights but float activations: no value inside is compared. */
+  readonly weightsOnly?: true;
   emit(decoder: QuantizedDecoder, context: EmitContext): Promise<ManifestTarget>;
   /**
    * Opens the emitted files for running, as a phone's runtime would drive them.

@@ -171,10 +171,15 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     const toolchain = options.targets.includes('qnn') ? findToolchain('qnn') : undefined;
     const targets: Partial<Record<TargetName, ManifestTarget>> = {};
     const decoders = new Map<TargetName, QuantizedDecoder>();
-    for (const name of options.targets) {
+    for (const name of inOrder(options.targets)) {
       const target = decoderTargets[name];
-      progress.stage(`quantize for ${name}`);
-      const decoder = await quantize(source, calibrated, { ...options, recipe }, name);
+      // A checkpoint that is written holds the weights of the first artifact beside it.
+      const [followed] = name === 'hf' ? decoders.keys() : [];
+      if (followed === undefined) progress.stage(`quantize for ${name}`);
+      const decoder =
+        followed === undefined
+          ? await quantize(source, calibrated, { ...options, recipe }, name)
+          : decoders.get(followed)!;
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
       const made = await target.emit(decoder, {
@@ -187,6 +192,8 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         split: options.split,
         encodings: options.outputs.encodings,
         progress,
+        checkpoint,
+        ...(followed === undefined ? {} : { follows: { name: followed, target: targets[followed]! } }),
         ...(toolchain ? { toolchain } : {}),
       });
       const dlc = name === 'qnn' && options.outputs.dlc;
@@ -261,6 +268,11 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
   } finally {
     checkpoint.close();
   }
+}
+
+/** What follows another target comes after it. */
+function inOrder(targets: readonly TargetName[]): TargetName[] {
+  return [...targets.filter((name) => name !== 'hf'), ...targets.filter((name) => name === 'hf')];
 }
 
 /** Bytes that go to the phone: without the sources that a target keeps beside its artifact. */

@@ -86,7 +86,7 @@ export function planOnnx(options: CompileOptions, bind: readonly string[]): Mode
  */
 export async function compileOnnx(options: CompileOptions, bind: readonly string[]): Promise<CompileModelResult> {
   const { progress, recipe, soc } = options;
-  const targets = options.targets.map((name) => modelTargets[name]);
+  const targets = options.targets.flatMap((name) => (name === 'hf' ? [] : [modelTargets[name]]));
   const remarks: string[] = [];
   progress.stage('read model');
   const { module, digest, bindings, remarks: said } = openModel(options.source, bind);

@@ -73,6 +73,7 @@ export function planSizes(
     graphs,
     targets: Object.fromEntries(
       targets.map((name) => {
+        if (name === 'hf') return [name, floatSizes(config, shapes)];
         const sizes = sizesFor(config, recipe, shapes, formatOf(name).format);
         const table = name === 'qnn' ? tableBytes(config, embedding) : undefined;
         return [name, { ...sizes, ...(table === undefined ? {} : { embeddingBytes: table }) }];
@@ -120,6 +121,19 @@ function sizesFor(config: DecoderConfig, recipe: Recipe, { caches }: ShapeReques
     weightBytes: config.layers * perLayer + headBytes,
     headBytes,
     embeddingBytes: float ? elements * 2 : table,
+    cacheBytes: Object.fromEntries(caches.map((cache) => [cache, slot * cache])),
+  };
+}
+
+/** A checkpoint in f32 with a head of its own; its cache is whatever loads it has, in floats. */
+function floatSizes(config: DecoderConfig, { caches }: ShapeRequest): TargetSizes {
+  const perLayer = layerShapes(config).reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0);
+  const table = config.vocabSize * config.hiddenSize * 4;
+  const slot = 2 * config.layers * config.keyValueHeads * config.headDim * 4;
+  return {
+    weightBytes: config.layers * perLayer * 4 + table,
+    headBytes: table,
+    embeddingBytes: table,
     cacheBytes: Object.fromEntries(caches.map((cache) => [cache, slot * cache])),
   };
 }

@@ -31,6 +31,11 @@ const DTYPE_NAMES: Readonly<Record<string, DType>> = {
   C64: 'c64',
 };
 
+/** The format's name of each of our types that it has. */
+export const SAFETENSORS_DTYPES: ReadonlyMap<DType, string> = new Map(
+  Object.entries(DTYPE_NAMES).map(([name, dtype]) => [dtype, name]),
+);
+
 /** The cap that the format's reference implementation puts on a header. */
 const MAX_HEADER_BYTES = 100_000_000;
 const LENGTH_BYTES = 8;

@@ -189,6 +189,10 @@ export function translateStatistics(
     result.set(contract.names.newKey(layer), key);
     result.set(contract.names.newValue(layer), value);
     result.set(`${at}.k_rope.out`, key);
+    if (contract.update === 'in-graph') {
+      result.set(`${at}.keys.written`, key);
+      result.set(`${at}.values.written`, value);
+    }
     if (contract.rotary !== 'full') continue;
     for (const role of [`${at}.q_rope`, `${at}.k_rope`]) {
       result.set(`${role}.cos`, unite(statistics.get(`${role}.a_cos`)!, statistics.get(`${role}.b_cos`)!, false));

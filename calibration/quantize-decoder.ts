@@ -78,7 +78,8 @@ const POOLED_WEIGHTS = 8e6;
 /** Embedding rows that are read at a time. */
 const WINDOW_ROWS = 4096;
 
-const OPSET = 23;
+/** TensorScatter, which one contract needs, is of 24. */
+const OPSET = 24;
 const EMBEDDING = 'model.embed_tokens.weight';
 const EMBEDDINGS: ReadonlySet<string> = new Set([EMBEDDING]);
 
@@ -116,8 +117,10 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     prepareGraph(module.graph(), OPSET, recipe, format, statistics);
     return module;
   };
-  // Encodings do not depend on shapes; the smallest decode graph holds every value there is.
-  const model = lower({ name: 'plan', tokens: 1, cache: 2, logits: 'all' });
+  // Encodings do not depend on shapes; the smallest graph holds every value there is. Of those that update their caches
+  // themselves it is the smallest chunk, which pads them.
+  const tokens = contract.update === 'in-graph' ? 2 : 1;
+  const model = lower({ name: 'plan', tokens, cache: 2 * tokens, logits: 'all' });
   const graph = model.graph();
   const own = planQuantization(graph, OPSET, recipe, format, statistics, EMBEDDINGS);
   // A target may have no place for some values of another one's contract: they are known all the same.

@@ -62,6 +62,12 @@ export const compileCommand: Command = {
         'embedding',
         textFlag('HTP embedding: in-graph (default), or a table beside the graphs: lut-f16, lut-u8 (a scale per row)'),
       )
+      .option(
+        'profile',
+        textFlag(
+          'what TFLite graphs of a checkpoint are for: npu (default), or litert-lm, which npuc bundle litertlm packs',
+        ),
+      )
       .option('io', textFlag('TFLite ports: float or quantized (default float)'))
       .option(
         'calibrate',
@@ -98,6 +104,7 @@ export const compileCommand: Command = {
       .example('$0 compile ./SmolLM2 --soc SM8750 --scheme w4a16 --tokens 128 --cache 1024 --out build/', '')
       .example('$0 compile ./SmolLM2 --tokens 128,32 --cache 512,1024,2048,4096 --target qnn', '')
       .example('$0 compile ./Llama-3.2-1B --cache 1024,4096 --max-memory 12GiB --evaluate none', '')
+      .example('$0 compile ./SmolLM2 --target tflite --profile litert-lm --tokens 128,32 --cache 1024', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
   run: async (args: CompileArguments) => {
     const file = await readConfig(args.config);
@@ -165,6 +172,7 @@ export function compileOptions(
   if (config.toolchain !== undefined) selectToolchain(config.toolchain);
   const targets = pickTargets(config.target);
   checkEmbedding(config, targets);
+  checkProfile(config, targets);
   const recipe = makeRecipe(config.scheme, {
     cache: config.kv,
     overrides: config.overrides,
@@ -195,6 +203,7 @@ export function compileOptions(
     threads: config.threads,
     io: config.io,
     embedding: config.embedding,
+    profile: config.profile,
     split: {
       split: config.split,
       embedding: config.splitEmbedding,
@@ -221,6 +230,24 @@ function checkEmbedding({ embedding, splitEmbedding }: CompileConfig, targets: r
       hint: 'leave one of them out',
     });
   }
+}
+
+/** @throws CL001 where LiteRT-LM's graphs cannot be what is asked for */
+function checkProfile(
+  { profile, io, cache, source }: Pick<CompileConfig, 'profile' | 'io' | 'cache' | 'source'>,
+  targets: readonly TargetName[],
+): void {
+  if (profile === 'npu') return;
+  const refuse = (message: string, hint: string): never => {
+    throw new NpucError('CL001', { message, hint });
+  };
+  if (!targets.includes('tflite'))
+    refuse(`--profile ${profile} is for the tflite target, which is not asked for`, 'add --target tflite');
+  if (source?.endsWith('.onnx')) refuse(`--profile ${profile} is for checkpoints, not for ONNX models`, 'leave it out');
+  if (io === 'quantized')
+    refuse('LiteRT-LM takes a mask and gives logits of floats: --io quantized has nothing to change', 'leave --io out');
+  if (new Set(cache).size > 1)
+    refuse('LiteRT-LM has one cache for all graphs: --cache takes one size', 'compile once for each cache');
 }
 
 /** Targets asked for, or all that this machine can make. */

@@ -7,6 +7,7 @@ import { ROTATIONS, ROUNDINGS } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { nearestWord } from '../compiler/nearest.ts';
 import { ENCODINGS_VERSIONS } from '../targets/onnx/encodings-json.ts';
+import { PROFILES } from '../targets/target.ts';
 
 const list = <T extends z.ZodType>(item: T) =>
   z.preprocess(
@@ -64,6 +65,7 @@ export const compileConfig = z.strictObject({
   embedding: z.enum(['in-graph', 'lut-f16', 'lut-u8']).default('in-graph').describe('in-graph, lut-f16 or lut-u8'),
   rotation: z.enum(ROTATIONS).optional().describe('auto, none or hadamard'),
   io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
+  profile: z.enum(PROFILES).default('npu').describe(PROFILES.join(' or ')),
   calibrate: text.optional().describe(TEXT),
   calibrationWindows: count.default(32).describe(COUNT),
   evaluate: text.optional().describe(TEXT),

@@ -3,7 +3,7 @@ import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Module } from '../compiler/ir/graph.ts';
 import type { TensorData } from '../compiler/ir/tensor.ts';
 import { wasmKernels } from '../compiler/kernels/index.ts';
-import { DecoderSession } from '../compiler/runtime/decoder-session.ts';
+import { DecoderSession, MASK_VALUE } from '../compiler/runtime/decoder-session.ts';
 import { openModule } from '../compiler/runtime/engine.ts';
 import type { Runner } from '../compiler/runtime/runner.ts';
 import { groupByBytes, tapModule } from '../compiler/runtime/taps.ts';
@@ -74,7 +74,8 @@ async function openTaps(
   // The session only asks for the contract's own outputs.
   const own = module.graph().outputs.map((output) => output.name);
   const session = new DecoderSession({
-    protocol: makeProtocol(decoder.config, decoder.contract, cache),
+    // A lower value of the mask saturates in integers: what it leaves of a score says nothing.
+    protocol: { ...makeProtocol(decoder.config, decoder.contract, cache), masked: MASK_VALUE },
     graphs: new Map([[chunk, { ...tapped, outputs: runner.outputs.filter(({ name }) => own.includes(name)) }]]),
     ...(decoder.contract.embedding === 'embeds' ? { embedding: decoder.embed } : {}),
   });

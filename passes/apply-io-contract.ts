@@ -1,4 +1,5 @@
 import { NpucError } from '../compiler/errors.ts';
+import { DTYPES } from '../compiler/ir/dtype.ts';
 import {
   type Attribute,
   type Graph,
@@ -40,6 +41,8 @@ export function applyIoContract(module: Module, contract: IoContract, shape: Con
   }
   const graph = module.graph();
   new ContractLowering(graph, contract, shape).run();
+  // TensorScatter is of opset 24.
+  if (contract.update === 'in-graph') module.opsets.set('', Math.max(24, module.opsets.get('')!));
   graph.properties.set('tokens', shape.tokens);
   graph.properties.set('cache', shape.cache);
 }
@@ -65,6 +68,7 @@ class ContractLowering {
     this.bindShapes();
     this.replaceTokens();
     this.renameInput('attention_mask', this.contract.names.mask);
+    if (this.contract.update === 'in-graph') this.flattenPositions();
     const attentions = this.graph.nodes.filter((node) => node.op === 'Attention');
     attentions.forEach((node, layer) => this.lowerAttention(node, layer));
     const logits = this.graph.outputs[0]!;
@@ -119,6 +123,14 @@ class ContractLowering {
     this.removeInput(ids);
   }
 
+  /** Positions as a vector; the first of them is where new rows are written. */
+  flattenPositions(): void {
+    const { graph, contract, tokens } = this;
+    const positions = graph.find('position_ids')!;
+    graph.renameValue(positions, contract.names.positions!);
+    positions.type = tensorType('i32', [tokens]);
+  }
+
   renameInput(from: string, to: string): void {
     this.graph.renameValue(this.graph.find(from)!, to);
   }
@@ -137,7 +149,7 @@ class ContractLowering {
     const gather = (name: string, table: Value): Value => {
       const rows = graph.emit('Gather', [table, positions], {
         name: `${name}.rows`,
-        type: tensorType('f32', [1, tokens, half]),
+        type: tensorType('f32', [...positions.dims, half]),
         attributes: { axis: intAttribute(0) },
       });
       return this.reshape(name, rows, [1, 1, tokens, half]);
@@ -262,17 +274,23 @@ class ContractLowering {
     const q = this.rotatedRows(query, `${at}.q_rope`);
     const k = this.rotatedRows(key, `${at}.k_rope`);
     const queryHeads = q.headMajor ?? this.permute(`${at}.q_rope.by_head`, q.rows!, [0, 2, 1, 3], node);
+    const inGraph = contract.update === 'in-graph';
+    const [keyRows, valueRows] = inGraph
+      ? [`${at}.keys.new`, `${at}.values.new`]
+      : [names.newKey(layer), names.newValue(layer)];
     // A head-major key [b,h,t,d] takes the permutation of the rows' axes through the swap of axes 1 and 2.
     const newKey = k.rows
-      ? this.permute(names.newKey(layer), k.rows, contract.key.order, node)
+      ? this.permute(keyRows, k.rows, contract.key.order, node)
       : this.permute(
-          names.newKey(layer),
+          keyRows,
           k.headMajor!,
           contract.key.order.map((axis) => [0, 2, 1, 3][axis]!),
           node,
         );
-    const newValue = this.permute(names.newValue(layer), this.rowsOf(value), contract.value.order, node);
-    const keys = this.appendState(
+    const newValue = this.permute(valueRows, this.rowsOf(value), contract.value.order, node);
+    const grow = (...values: Parameters<ContractLowering['appendState']>): Value =>
+      inGraph ? this.updateState(...values) : this.appendState(...values);
+    const keys = grow(
       `key_${layer}`,
       newKey,
       names.pastKey(layer),
@@ -281,7 +299,7 @@ class ContractLowering {
       `${at}.keys`,
       node,
     );
-    const values = this.appendState(
+    const values = grow(
       `value_${layer}`,
       newValue,
       names.pastValue(layer),
@@ -324,21 +342,92 @@ class ContractLowering {
     node: Node,
   ): Value {
     const { graph, tokens, cache } = this;
-    const old = graph.states.get(state)!;
-    const pastDims = fresh.dims.map((dim, i) => (i === axis ? cache - tokens : dim));
     const wholeDims = fresh.dims.map((dim, i) => (i === axis ? cache : dim));
-    const at = graph.inputs.indexOf(old.input);
-    for (const use of [...old.input.uses]) use.node.setInput(use.index, undefined);
-    this.removeInput(old.input);
-    const past = graph.addInput(pastName, tensorType('f32', pastDims));
-    graph.inputs.splice(graph.inputs.indexOf(past), 1);
-    graph.inputs.splice(at, 0, past);
+    const past = this.replacePast(
+      state,
+      pastName,
+      fresh.dims.map((dim, i) => (i === axis ? cache - tokens : dim)),
+    );
     if (fresh.name !== newName) {
       // The new rows need no permutation in this layout: the output is the rows themselves.
       graph.renameValue(fresh, newName);
     }
     graph.states.set(state, { input: past, output: fresh });
     return this.emit('Concat', role, [past, fresh], wholeDims, node, { axis: intAttribute(axis) });
+  }
+
+  /**
+   * A cache that the graph itself updates: in comes the whole of it, out goes the whole of it with the new rows.
+   *
+   *     cache, rows -> Slice(TensorScatter(Pad(cache), rows, first position), 0..cache)
+   *
+   * A chunk that is filled up may reach past the cache's end; runtimes then move what is written forward, over valid rows
+   * (measured: LiteRT's DYNAMIC_UPDATE_SLICE). The padding takes what lies past the end; a decode graph needs none.
+   */
+  updateState(
+    state: string,
+    fresh: Value,
+    pastName: string,
+    newName: string,
+    axis: number,
+    role: string,
+    node: Node,
+  ): Value {
+    const { graph, tokens, cache } = this;
+    const dims = fresh.dims;
+    const along = (length: number): number[] => dims.map((dim, i) => (i === axis ? length : dim));
+    const past = this.replacePast(state, pastName, along(cache));
+    const write = (name: string, into: Value, length: number): Value =>
+      this.emit('TensorScatter', name, [into, fresh, this.writeIndex()], along(length), node, {
+        axis: intAttribute(axis),
+      });
+    let updated: Value;
+    if (tokens === 1) updated = write(newName, past, cache);
+    else {
+      const vector = (name: string, values: readonly number[]): Value =>
+        graph.find(name) ?? graph.addConstant(name, Tensor.of('i64', [values.length], values));
+      const none = dims.map(() => 0);
+      const pads = vector(`pads.${axis}`, [...none, ...none.map((_, i) => (i === axis ? tokens : 0))]);
+      const longer = this.emit('Pad', `${role}.longer`, [past, pads], along(cache + tokens), node);
+      const written = write(`${role}.written`, longer, cache + tokens);
+      const bounds = [vector('zero', [0]), vector(`slots.${cache}`, [cache]), vector(`axis.${axis}`, [axis])];
+      updated = this.emit('Slice', newName, [written, ...bounds], along(cache), node);
+    }
+    graph.states.set(state, { input: past, output: updated });
+    return updated;
+  }
+
+  /** The position of the first new token, a vector of one, made once for all layers. */
+  writeIndex(): Value {
+    const { graph, tokens, contract } = this;
+    const made = graph.find('write_index');
+    if (made) return made;
+    const bound = (name: string, value: number): Value => graph.addConstant(name, Tensor.of('i64', [1], [value]));
+    let first = graph.find(contract.names.positions!)!;
+    if (tokens > 1) {
+      first = graph.emit('Slice', [first, bound('first', 0), bound('second', 1)], {
+        name: 'first_position',
+        type: tensorType('i32', [1]),
+      });
+    }
+    return graph.emit('Cast', [first], {
+      name: 'write_index',
+      type: tensorType('i64', [1]),
+      attributes: { to: intAttribute(DTYPES.i64.code) },
+    });
+  }
+
+  /** Puts the contract's input in the place of the semantic state's. */
+  replacePast(state: string, name: string, dims: readonly number[]): Value {
+    const { graph } = this;
+    const old = graph.states.get(state)!;
+    const at = graph.inputs.indexOf(old.input);
+    for (const use of [...old.input.uses]) use.node.setInput(use.index, undefined);
+    this.removeInput(old.input);
+    const past = graph.addInput(name, tensorType('f32', dims));
+    graph.inputs.splice(graph.inputs.indexOf(past), 1);
+    graph.inputs.splice(at, 0, past);
+    return past;
   }
 
   /** Tokens, mask, tables, then caches; inputs that nothing reads any more go. */

@@ -30,6 +30,12 @@ export function insertCacheConversions(graph: Graph, isNeeded: (output: Value) =
   for (const [state, port] of graph.states) {
     const output = port.output;
     const producer = output.producer;
+    const update = updateOf(output);
+    if (update) {
+      // A cache that the graph updates has one format from input to output: what is written into it changes.
+      if (isNeeded(update.input(1))) insertConversion(graph, update.input(1), 'stored', [{ node: update, index: 1 }]);
+      continue;
+    }
     if (!producer || !isNeeded(output)) continue;
     const name = output.name;
     graph.renameValue(output, `${name}.wide`);
@@ -45,4 +51,10 @@ export function insertCacheConversions(graph: Graph, isNeeded: (output: Value) =
     if (index >= 0) graph.outputs[index] = stored;
     graph.states.set(state, { input: port.input, output: stored });
   }
+}
+
+/** What writes new rows into a cache inside the graph, behind an output that is the whole cache. */
+function updateOf(output: Value): Node | undefined {
+  const maker = output.producer?.op === 'Slice' ? output.producer.input(0).producer : output.producer;
+  return maker?.op === 'TensorScatter' ? maker : undefined;
 }

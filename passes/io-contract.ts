@@ -4,7 +4,7 @@
  * `compiler/runtime/decoder-session` feeds it.
  */
 export interface IoContract {
-  readonly name: 'plain' | 'genie' | 'litert-npu';
+  readonly name: 'plain' | 'genie' | 'litert-npu' | 'litert-lm';
   /** Token ids looked up in the graph, or embedding rows looked up by the host. */
   readonly embedding: 'ids' | 'embeds';
   /**
@@ -12,6 +12,13 @@ export interface IoContract {
    * [1,t,1,hd] with the sign folded into the sine (full: rot = concat(b, a)).
    */
   readonly rotary: 'in-graph' | 'half' | 'full';
+  /**
+   * Who writes new keys and values into a cache: the host, from the new rows that a graph gives (the default), or the graph,
+   * which takes whole caches and gives them back with the new rows written at the first new token's position.
+   */
+  readonly update?: 'host' | 'in-graph';
+  /** What is added to the scores of a token that must not be seen, where it is not the usual one. */
+  readonly masked?: number;
   /** Whether prefill graphs give logits for all positions or only decode graphs give them. */
   readonly logits: 'all' | 'decode';
   readonly names: {
@@ -111,5 +118,33 @@ export const litertNpuContract: IoContract = {
   },
   key: { order: [0, 1, 2, 3], timeAxis: 1, toOperand: [0, 2, 3, 1] },
   value: { order: [0, 1, 2, 3], timeAxis: 1, toOperand: [0, 2, 1, 3] },
+  lead: 'batch-first',
+};
+
+/**
+ * LiteRT-LM's prefill_decode models (facts litert 4; names and padding also from its executor's source): ids and positions
+ * in, one cache for both signatures under one name on either side, updated in the graph. Its mask is -45824 where a token must
+ * not be seen (half floats hold it). Heads lie outside of tokens, so that no product has to turn the whole cache.
+ */
+export const litertLmContract: IoContract = {
+  name: 'litert-lm',
+  embedding: 'ids',
+  rotary: 'in-graph',
+  update: 'in-graph',
+  masked: -45824,
+  logits: 'decode',
+  names: {
+    tokens: 'tokens',
+    mask: 'mask',
+    positions: 'input_pos',
+    logits: 'logits',
+    pastKey: (layer) => `kv_cache_k_${layer}`,
+    pastValue: (layer) => `kv_cache_v_${layer}`,
+    // Values of a graph have names of their own; the signature's output has its input's.
+    newKey: (layer) => `kv_cache_k_${layer}.updated`,
+    newValue: (layer) => `kv_cache_v_${layer}.updated`,
+  },
+  key: { order: [0, 2, 1, 3], timeAxis: 2, toOperand: [0, 1, 3, 2] },
+  value: { order: [0, 2, 1, 3], timeAxis: 2 },
   lead: 'batch-first',
 };

@@ -27,6 +27,8 @@ export function makeProtocol(config: DecoderConfig, contract: IoContract, cache:
       newKey: layers.map(names.newKey),
       newValue: layers.map(names.newValue),
     },
+    ...(contract.update === 'in-graph' ? { update: 'in-graph' as const } : {}),
+    ...(contract.masked === undefined ? {} : { masked: contract.masked }),
     keyTimeAxis: contract.key.timeAxis,
     valueTimeAxis: contract.value.timeAxis,
   };

@@ -3,6 +3,7 @@ import {
   genieContract,
   genieRowsContract,
   type IoContract,
+  litertLmContract,
   litertNpuContract,
   plainContract,
 } from '../passes/io-contract.ts';
@@ -12,7 +13,7 @@ import { onnxModelTarget } from './onnx/onnx-model.ts';
 import { onnxTarget } from './onnx/onnx-target.ts';
 import { qnnModelTarget } from './qnn/qnn-model.ts';
 import { qnnTarget } from './qnn/qnn-target.ts';
-import type { DecoderTarget, EmbeddingChoice, ModelTargetName, TargetName } from './target.ts';
+import type { DecoderTarget, EmbeddingChoice, ModelTargetName, Profile, TargetName } from './target.ts';
 import { tfliteModelTarget } from './tflite/tflite-model.ts';
 import { tfliteTarget } from './tflite/tflite-target.ts';
 
@@ -35,11 +36,13 @@ export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite', 'hf
 
 /**
  * The number format and the I/O contract of a target.
+ * @param profile the runtime that a TFLite file is for
  * @param embedding where the HTP's graphs have their embedding; the other targets' contracts say so themselves
  */
 export function formatOf(
   name: TargetName,
   embedding: EmbeddingChoice = 'in-graph',
+  profile: Profile = 'npu',
 ): { readonly format: NumberFormat; readonly contract: IoContract } {
   switch (name) {
     // A checkpoint that follows no artifact has the weights of the neutral one.
@@ -49,6 +52,6 @@ export function formatOf(
     case 'qnn':
       return { format: htpFormat, contract: embedding === 'in-graph' ? genieContract : genieRowsContract };
     case 'tflite':
-      return { format: litertFormat, contract: litertNpuContract };
+      return { format: litertFormat, contract: profile === 'litert-lm' ? litertLmContract : litertNpuContract };
   }
 }

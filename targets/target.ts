@@ -22,6 +22,10 @@ export type ModelTargetName = Exclude<TargetName, 'hf'>;
  */
 export type EmbeddingChoice = 'in-graph' | 'lut-f16' | 'lut-u8';
 
+/** What a TFLite file of a decoder is for: the NPU plugins, or LiteRT-LM. */
+export const PROFILES = ['npu', 'litert-lm'] as const;
+export type Profile = (typeof PROFILES)[number];
+
 /** What was done to show that an artifact is right (DESIGN 7). */
 export type Execution = 'executed' | 'executed-as-twin' | 'read-back-only';
 

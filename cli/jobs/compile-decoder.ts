@@ -38,7 +38,7 @@ import {
 } from '../../targets/qnn/plan-compile.ts';
 import { findToolchain } from '../../targets/qnn/toolchain.ts';
 import { type Soc, socSupports } from '../../targets/socs.ts';
-import type { EmbeddingChoice, ManifestTarget, TargetName } from '../../targets/target.ts';
+import type { EmbeddingChoice, ManifestTarget, Profile, TargetName } from '../../targets/target.ts';
 import type { OutputOptions } from '../output-options.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
@@ -62,6 +62,8 @@ export interface CompileOptions {
   readonly io: 'float' | 'quantized';
   /** Where the HTP's graphs have their embedding. */
   readonly embedding: EmbeddingChoice;
+  /** What TFLite graphs are for. */
+  readonly profile: Profile;
   /** How the HTP binary is cut. */
   readonly split: SplitRequest;
   readonly outputs: OutputOptions;
@@ -368,7 +370,7 @@ async function quantize(
     windows: calibrated.windows,
     cacheKey: recipe.rotation === 'hadamard' ? { ...calibrated, rotation: 'hadamard' } : calibrated,
     recipe,
-    ...formatOf(name, options.embedding),
+    ...formatOf(name, options.embedding, options.profile),
     kernels: wasmKernels,
     threads: options.threads,
     ...(options.outputs.given ? { given: options.outputs.given } : {}),

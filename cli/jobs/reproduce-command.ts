@@ -26,6 +26,7 @@ export function reproduceCommand(options: CompileOptions): string {
   if (head) flags.push(['split-head', '']);
   if (maxMemory !== undefined) flags.push(['max-memory', String(maxMemory)]);
   if (options.embedding !== 'in-graph') flags.push(['embedding', options.embedding]);
+  if (options.profile !== 'npu') flags.push(['profile', options.profile]);
   if (options.io !== 'float') flags.push(['io', options.io]);
   const { dlc, encodings, given } = options.outputs;
   if (given) flags.push(['encodings-in', given.path]);

@@ -33,6 +33,10 @@ export interface DecoderProtocol {
   };
   readonly keyTimeAxis: number;
   readonly valueTimeAxis: number;
+  /** Set where graphs take whole caches and give them back with the new rows in them. */
+  readonly update?: 'in-graph';
+  /** The mask's value where a token must not look; MASK_VALUE by default. */
+  readonly masked?: number;
 }
 
 /** Looks up embedding rows for contracts that take embeddings: ids -> f32 [ids.length, hidden]. */
@@ -270,11 +274,12 @@ export class DecoderSession {
     } else {
       feeds[names.tokens] = { dtype: 'i32', shape: [1, size], data: Int32Array.from(padded) };
     }
-    give(names.mask, [1, 1, size, cache], this.#mask(size, past));
+    give(names.mask, [1, 1, size, cache], this.#mask(size, past, ids.length));
     if (protocol.rotary === 'in-graph') {
       // Padding rows may lie past the table; their result is never used.
       const held = positions.map((position) => Math.min(position, protocol.cache - 1));
-      feeds[names.positions!] = { dtype: 'i32', shape: [1, size], data: Int32Array.from(held) };
+      const { shape } = runner.inputs.find(({ name }) => name === names.positions)!;
+      feeds[names.positions!] = { dtype: 'i32', shape, data: Int32Array.from(held) };
     } else {
       if (protocol.contract === 'genie' && this.#encodings.has(names.cos!)) {
         feeds[names.cos!] = this.#truncateTable(names.cos!, Math.cos, positions);
@@ -286,8 +291,9 @@ export class DecoderSession {
       [names.pastValue, protocol.valueTimeAxis],
     ] as const) {
       for (const name of list) {
-        if (runner.inputs.some((input) => input.name === name))
-          feeds[name] = firstSlots(this.#caches.get(name)!, axis, past);
+        if (!runner.inputs.some((input) => input.name === name)) continue;
+        const whole = this.#caches.get(name)!;
+        feeds[name] = protocol.update === 'in-graph' ? whole : firstSlots(whole, axis, past);
       }
     }
     const wanted = runner.outputs
@@ -299,7 +305,9 @@ export class DecoderSession {
       [names.newValue, names.pastValue, protocol.valueTimeAxis],
     ] as const) {
       news.forEach((name, layer) => {
-        copySlots(results[name]!, 0, this.#caches.get(pasts[layer]!)!, this.#length, ids.length, axis);
+        const [past, fresh] = [pasts[layer]!, results[name]!];
+        if (protocol.update === 'in-graph') this.#caches.set(past, fresh);
+        else copySlots(fresh, 0, this.#caches.get(past)!, this.#length, ids.length, axis);
       });
     }
     this.#length += ids.length;
@@ -312,9 +320,15 @@ export class DecoderSession {
     );
   }
 
-  #mask(size: number, past: number): Float32Array {
+  /** `count` rows are real tokens, the others fill the graph up. */
+  #mask(size: number, past: number, count: number): Float32Array {
     const cache = size + past;
-    const mask = new Float32Array(size * cache).fill(MASK_VALUE);
+    const { update, masked = MASK_VALUE } = this.protocol;
+    const mask = new Float32Array(size * cache).fill(masked);
+    if (update === 'in-graph') {
+      for (let row = 0; row < count; row++) mask.fill(0, row * cache, row * cache + this.#length + row + 1);
+      return mask;
+    }
     for (let row = 0; row < size; row++) {
       mask.fill(0, row * cache, row * cache + this.#length);
       mask.fill(0, row * cache + past, row * cache + past + row + 1);

@@ -7,7 +7,16 @@ import type { Graph, Node, Value } from '../../compiler/ir/graph.ts';
  * Ops whose kernels copy integers as they are: int16 CONCATENATION with unequal scales copies without a word and is wrong
  * (facts litert 2).
  */
-const MOVEMENT: ReadonlySet<string> = new Set(['Concat', 'Reshape', 'Split', 'Transpose']);
+const MOVEMENT: ReadonlySet<string> = new Set([
+  'Concat',
+  'Gather',
+  'Pad',
+  'Reshape',
+  'Slice',
+  'Split',
+  'TensorScatter',
+  'Transpose',
+]);
 
 /** Ops that may change the format, so that what they read and write need not agree. */
 const CONVERSIONS: ReadonlySet<string> = new Set(['Cast', 'Identity']);
@@ -20,7 +29,8 @@ const CONVERSIONS: ReadonlySet<string> = new Set(['Cast', 'Identity']);
  */
 export function checkEncodings(graph: Graph): void {
   for (const node of graph.nodes) {
-    if (CONVERSIONS.has(node.op)) continue;
+    // A lookup in a table with a scale per row gives floats, which are then quantized.
+    if (CONVERSIONS.has(node.op) || (node.op === 'Gather' && node.input(0).encoding?.axis !== undefined)) continue;
     const values = [...node.inputs, ...node.outputs].filter((value) => value?.dtype === 'f32') as Value[];
     const weight = node.op === 'MatMul' ? node.inputs[1] : undefined;
     if (weight?.data) checkWeight(node, weight);

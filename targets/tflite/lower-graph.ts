@@ -4,7 +4,17 @@ import type { Graph, Node } from '../../compiler/ir/graph.ts';
 import { checkEncodings } from './check-encodings.ts';
 import { lowerMatMul, lowerTranspose, weightOf } from './lower-matmul.ts';
 import { lowerRmsNorm, refuseRmsNorm } from './lower-norm.ts';
-import { Lowering, type ModelParts, type PortForm } from './lowering.ts';
+import {
+  lowerGather,
+  lowerPad,
+  lowerSlice,
+  lowerTensorScatter,
+  refuseGather,
+  refusePad,
+  refuseSlice,
+  refuseTensorScatter,
+} from './lower-state.ts';
+import { type DecoderPortForm, Lowering, type ModelParts } from './lowering.ts';
 import type { TfliteModel, TfliteSignature, TfliteSubgraph } from './model.ts';
 import { BufferPool } from './subgraph-builder.ts';
 
@@ -15,7 +25,7 @@ import { BufferPool } from './subgraph-builder.ts';
  * @throws TF201 naming every node that has no lowering, TF202 for types, XX001 for encodings that the kernels would
  *   misread
  */
-export function lowerGraphs(graphs: readonly Graph[], ports: PortForm): TfliteModel {
+export function lowerGraphs(graphs: readonly Graph[], ports: DecoderPortForm): TfliteModel {
   for (const graph of graphs) {
     refuseUnknown(graph);
     checkEncodings(graph);
@@ -37,7 +47,7 @@ export function lowerGraphs(graphs: readonly Graph[], ports: PortForm): TfliteMo
 
 function lowerGraph(
   graph: Graph,
-  ports: PortForm,
+  ports: DecoderPortForm,
   parts: ModelParts,
 ): { readonly subgraph: TfliteSubgraph; readonly signature: Omit<TfliteSignature, 'subgraph'> } {
   const lowering = new Lowering(graph, parts);
@@ -110,6 +120,10 @@ const LOWERINGS: Readonly<Record<string, OpLowering>> = {
   Transpose: { lower: lowerTranspose },
   Split: { lower: lowerSplit },
   Identity: { lower: lowerConversion },
+  Gather: { refuse: refuseGather, lower: lowerGather },
+  Pad: { refuse: refusePad, lower: lowerPad },
+  Slice: { refuse: refuseSlice, lower: lowerSlice },
+  TensorScatter: { refuse: refuseTensorScatter, lower: lowerTensorScatter },
   Cast: { refuse: refuseCast, lower: lowerCast },
   MatMul: { lower: lowerMatMul },
   RMSNormalization: { refuse: refuseRmsNorm, lower: lowerRmsNorm },
@@ -159,12 +173,22 @@ function lowerConversion(node: Node, { builder }: Lowering): void {
 
 function refuseCast(node: Node): string | undefined {
   const [from, to] = [node.input(0), node.output()];
+  if (isIndexCast(node)) return undefined;
   return from.data && from.dtype === 'f16' && to.dtype === 'f32' ? undefined : `Cast from ${from.dtype} to ${to.dtype}`;
+}
+
+/** Indices are 64 bits in ONNX; TFLite's kernels take what they are made from. */
+function isIndexCast(node: Node): boolean {
+  return node.input(0).dtype === 'i32' && node.output().dtype === 'i64';
 }
 
 /** Widens stored half floats; FULLY_CONNECTED does it for its own weights, which it wants in another layout. */
 function lowerCast(cast: Node, { builder }: Lowering): void {
   const output = cast.output();
+  if (isIndexCast(cast)) {
+    builder.bind(output, builder.tensorOf(cast.input(0)));
+    return;
+  }
   const onlyWeights = [...output.uses].every(
     ({ node, index }) => node.op === 'MatMul' && index === 1 && weightOf(output),
   );

@@ -6,6 +6,11 @@ import type { KernelName } from './versions.ts';
 /** Whether encoded inputs and outputs are floats, converted inside the graph, or the integers themselves. */
 export type PortForm = 'float' | 'quantized';
 
+/**
+ * As LiteRT-LM wants it: floats, but caches are what the graph computes with, and go out under the name that they came in by.
+ */
+export type DecoderPortForm = PortForm | 'litert-lm';
+
 /** What the subgraphs of one model share. */
 export interface ModelParts {
   readonly pool: BufferPool;
@@ -19,15 +24,29 @@ export class Lowering {
   readonly parts: ModelParts;
   /** Nodes that became part of another one's operator. */
   readonly absorbed: Set<Node> = new Set();
+  /** Vectors of start indices, by what they are made of. */
+  readonly starts: Map<string, number> = new Map();
+  /** The input of each cache, by its input and its output. */
+  readonly #caches: ReadonlyMap<Value, Value>;
 
   constructor(graph: Graph, parts: ModelParts) {
     this.builder = new SubgraphBuilder(graph.name, parts.pool);
     this.parts = parts;
+    this.#caches = new Map(
+      [...graph.states.values()].flatMap(({ input, output }) => [
+        [input, input],
+        [output, input],
+      ]),
+    );
   }
 
-  addInput(value: Value, form: PortForm): TflitePort {
+  #areIntegers(value: Value, form: DecoderPortForm): boolean {
+    return form === 'quantized' || (form === 'litert-lm' && this.#caches.has(value));
+  }
+
+  addInput(value: Value, form: DecoderPortForm): TflitePort {
     const { builder } = this;
-    if (!value.encoding || form === 'quantized') return { name: value.name, tensor: builder.tensorOf(value) };
+    if (!value.encoding || this.#areIntegers(value, form)) return { name: value.name, tensor: builder.tensorOf(value) };
     const port = builder.addFloats(value.name, value.dims);
     const integers = builder.addTensor(
       `${value.name}.quantized`,
@@ -40,9 +59,10 @@ export class Lowering {
     return { name: value.name, tensor: port };
   }
 
-  addOutput(value: Value, form: PortForm): TflitePort {
+  addOutput(value: Value, form: DecoderPortForm): TflitePort {
     const tensor = this.builder.tensorOf(value);
-    if (!value.encoding || form === 'quantized') return { name: value.name, tensor };
+    const name = (form === 'litert-lm' && this.#caches.get(value)?.name) || value.name;
+    if (!value.encoding || this.#areIntegers(value, form)) return { name, tensor };
     return { name: value.name, tensor: this.builder.addDequantize(tensor, `${value.name}.float`) };
   }
 

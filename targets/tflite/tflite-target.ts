@@ -1,9 +1,9 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { GraphRequest, QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
-import type { Graph } from '../../compiler/ir/graph.ts';
+import type { Graph, Value } from '../../compiler/ir/graph.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
-import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { type DecoderProtocol, DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { type LitertModel, loadLitert } from '../../compiler/runtime/litert.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
@@ -17,7 +17,7 @@ import {
   portEncodings,
 } from '../target.ts';
 import { lowerGraphs } from './lower-graph.ts';
-import type { PortForm } from './lowering.ts';
+import type { DecoderPortForm } from './lowering.ts';
 import type { TfliteModel } from './model.ts';
 import { encodeTflite, writeTflite } from './write.ts';
 
@@ -29,7 +29,7 @@ const EMBEDDING = 'tflite/embedding.bin';
 export function lowerDecoder(
   decoder: QuantizedDecoder,
   requests: readonly GraphRequest[],
-  ports: PortForm,
+  ports: DecoderPortForm,
 ): TfliteModel {
   return lowerGraphs(
     requests.map((request) => decoder.stamp(request).graph()),
@@ -37,10 +37,16 @@ export function lowerDecoder(
   );
 }
 
+/** What the ports of the file that is written first are. */
+function portForm({ contract }: QuantizedDecoder): DecoderPortForm {
+  return contract.name === 'litert-lm' ? 'litert-lm' : 'float';
+}
+
 /**
  * LiteRT: one file with a signature per shape over shared buffers, in the contract that every NPU plugin takes whole. The
  * embedding table is a file of its own, looked up by the host. With `io: quantized` a second file has integer ports and is
- * the one that runs; the fp16 scheme has none.
+ * the one that runs; the fp16 scheme has none. In LiteRT-LM's contract the table is in the graphs and the caches alone are
+ * integers.
  */
 export const tfliteTarget: DecoderTarget = {
   name: 'tflite',
@@ -48,17 +54,26 @@ export const tfliteTarget: DecoderTarget = {
     mkdirSync(join(context.out, 'tflite'), { recursive: true });
     const requests = graphRequests(context.shapes);
     const graphs = requests.map((request) => decoder.stamp(request).graph());
-    writeTflite(join(context.out, MODEL), lowerGraphs(graphs, 'float'));
+    const ports = portForm(decoder);
+    writeTflite(join(context.out, MODEL), lowerGraphs(graphs, ports));
     const float = decoder.recipe.scheme === 'fp16';
-    const quantized = context.io === 'quantized' && !float;
+    const quantized = context.io === 'quantized' && !float && ports === 'float';
     if (quantized) writeTflite(join(context.out, QUANTIZED), lowerGraphs(graphs, 'quantized'));
+    const rows = decoder.contract.embedding === 'embeds';
     const form = float ? 'f16' : 'i8-per-row';
-    const table = decoder.migration.weights.get('model.embed_tokens.weight')!;
-    writeEmbedding(join(context.out, EMBEDDING), table, form, wasmKernels);
+    if (rows) {
+      const table = decoder.migration.weights.get('model.embed_tokens.weight')!;
+      writeEmbedding(join(context.out, EMBEDDING), table, form, wasmKernels);
+    }
+    const protocol = makeProtocol(decoder.config, decoder.contract, largestCache(context.shapes));
     return {
       contract: decoder.contract.name,
-      protocol: makeProtocol(decoder.config, decoder.contract, largestCache(context.shapes)),
-      ports: quantized ? Object.assign({}, ...graphs.map(integerPorts)) : {},
+      protocol: ports === 'litert-lm' ? nameBySignature(protocol) : protocol,
+      ports: quantized
+        ? Object.assign({}, ...graphs.map(integerPorts))
+        : ports === 'litert-lm'
+          ? Object.assign({}, ...graphs.map(cachePorts))
+          : {},
       graphs: requests.map((request) => ({
         name: request.name,
         tokens: request.tokens,
@@ -66,15 +81,15 @@ export const tfliteTarget: DecoderTarget = {
         file: quantized ? QUANTIZED : MODEL,
         entry: request.name,
       })),
-      embedding: { file: EMBEDDING, form },
+      ...(rows ? { embedding: { file: EMBEDDING, form } as const } : {}),
       execution: 'executed',
-      facts: { io: quantized ? 'quantized' : 'float' },
-      files: [MODEL, ...(quantized ? [QUANTIZED] : []), EMBEDDING],
+      facts: { io: quantized ? 'quantized' : ports },
+      files: [MODEL, ...(quantized ? [QUANTIZED] : []), ...(rows ? [EMBEDDING] : [])],
     };
   },
   async open(folder, target): Promise<DecoderSession> {
     const model = await loadLitert(join(folder, target.graphs[0]!.file));
-    const embedding = openEmbedding(join(folder, target.embedding!.file), target.embedding!.form);
+    const embedding = openTable(folder, target);
     return new DecoderSession({
       protocol: target.protocol,
       graphs: target.graphs.map(({ tokens, cache, entry }) => ({
@@ -83,23 +98,35 @@ export const tfliteTarget: DecoderTarget = {
         runner: runnerOf(model, entry!, embedding),
       })),
       encodings: portEncodings(target.ports),
-      embedding: embedding.lookup,
+      ...(embedding ? { embedding: embedding.lookup } : {}),
     });
   },
   async openForEvaluation(decoder, folder, target, shape): Promise<DecoderSession> {
     const request: GraphRequest = { name: 'score', tokens: shape.tokens, cache: shape.cache, logits: 'all' };
-    const model = await loadLitert(encodeTflite(lowerDecoder(decoder, [request], 'float')));
-    const embedding = openEmbedding(join(folder, target.embedding!.file), target.embedding!.form);
+    const model = await loadLitert(encodeTflite(lowerDecoder(decoder, [request], portForm(decoder))));
+    const embedding = openTable(folder, target);
     return new DecoderSession({
       protocol: target.protocol,
       graphs: new Map([[shape.tokens, runnerOf(model, 'score', embedding)]]),
-      embedding: embedding.lookup,
+      encodings: portEncodings(portForm(decoder) === 'litert-lm' ? target.ports : {}),
+      ...(embedding ? { embedding: embedding.lookup } : {}),
     });
   },
 };
 
+/** A cache that the graph updates goes out of the signature under the name that it came in by. */
+function nameBySignature(protocol: DecoderProtocol): DecoderProtocol {
+  const { names } = protocol;
+  return { ...protocol, names: { ...names, newKey: names.pastKey, newValue: names.pastValue } };
+}
+
+/** The table that the host looks rows up in, where the graphs take rows. */
+function openTable(folder: string, { embedding }: ManifestTarget): OpenedEmbedding | undefined {
+  return embedding && openEmbedding(join(folder, embedding.file), embedding.form);
+}
+
 /** One signature; closing any of a model's signatures closes the model and the embedding file. */
-function runnerOf(model: LitertModel, key: string, embedding: OpenedEmbedding): Runner {
+function runnerOf(model: LitertModel, key: string, embedding: OpenedEmbedding | undefined): Runner {
   const signature = model.signatures[key]!;
   return {
     engine: model.engine,
@@ -108,14 +135,23 @@ function runnerOf(model: LitertModel, key: string, embedding: OpenedEmbedding): 
     run: (feeds) => signature.run(feeds),
     close: async () => {
       model.dispose();
-      embedding.close();
+      embedding?.close();
     },
   };
 }
 
 function integerPorts(graph: Graph): Record<string, ManifestPort> {
+  return describePorts([...graph.inputs, ...graph.outputs]);
+}
+
+/** The caches alone, under the name of either side. */
+function cachePorts(graph: Graph): Record<string, ManifestPort> {
+  return describePorts([...graph.states.values()].map(({ input }) => input));
+}
+
+function describePorts(values: readonly Value[]): Record<string, ManifestPort> {
   const ports: Record<string, ManifestPort> = {};
-  for (const { name, encoding } of [...graph.inputs, ...graph.outputs]) {
+  for (const { name, encoding } of values) {
     if (!encoding) continue;
     ports[name] = { dtype: encoding.dtype, scale: encoding.scale[0]!, zeroPoint: encoding.zeroPoint?.[0] ?? 0 };
   }

@@ -7,7 +7,13 @@ import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { openModule } from '../../compiler/runtime/engine.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { applyIoContract } from '../../passes/apply-io-contract.ts';
-import { genieContract, type IoContract, litertNpuContract, plainContract } from '../../passes/io-contract.ts';
+import {
+  genieContract,
+  type IoContract,
+  litertLmContract,
+  litertNpuContract,
+  plainContract,
+} from '../../passes/io-contract.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
 import { randomCheckpoint, referenceLogits } from '../reference-decoder.ts';
 
@@ -30,7 +36,7 @@ const FORMS = [
   { name: 'one head each, tied head', raw: { ...base, tie_word_embeddings: true }, biases: false },
   { name: 'one key head for all', raw: { ...base, num_key_value_heads: 1, head_dim: 4 }, biases: false },
 ];
-const CONTRACTS = [plainContract, genieContract, litertNpuContract];
+const CONTRACTS = [plainContract, genieContract, litertNpuContract, litertLmContract];
 const CACHE = 24;
 const ids = [3, 17, 36, 0, 5, 5, 29, 11, 2, 8, 31];
 

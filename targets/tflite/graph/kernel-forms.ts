@@ -34,7 +34,9 @@ export const KERNEL_FORMS: Readonly<Record<KernelName, Readonly<Record<8 | 16, K
   DEPTHWISE_CONV_2D: ANY,
   DEQUANTIZE: ANY,
   DIV: ANY,
+  DYNAMIC_UPDATE_SLICE: EQUAL,
   ELU: NARROW,
+  EMBEDDING_LOOKUP: NONE,
   EQUAL: NARROW,
   // At 16 bits the tables of EXP and LOG are off by 3 and 130 steps (measured against floats).
   EXP: NARROW,

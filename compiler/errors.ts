@@ -1,9 +1,14 @@
 /**
  * Coded errors. Every failure a user can cause has a stable code; the first letter group says the area:
  * IO files and formats, IM import, IR graph, PS passes, QT quantization, TG targets, QN QNN/HTP, TF TFLite, RT runtimes,
- * CL command line, HB hub, XX ours.
+ * CK quality checks, CL command line, HB hub, SW sweeps, XX ours.
  */
 export const ERROR_TITLES = {
+  CK001: 'baseline cannot be read',
+  CK002: 'baseline is not well formed',
+  CK003: 'baseline is of something else',
+  CK004: 'measured figure is not a number',
+  CK005: 'the two sides cannot be compared',
   CL001: 'invalid command line',
   CL002: 'invalid configuration file',
   CL003: 'output folder is not ours',
@@ -37,6 +42,7 @@ export const ERROR_TITLES = {
   IM402: 'config.json is not usable',
   IM403: 'tensor is missing',
   IM404: 'tensor does not fit the configuration',
+  IM405: 'quantized weights cannot be taken over',
   IM410: 'cache is not larger than the tokens',
   IM411: "cache is above the checkpoint's positions",
   IO001: 'file cannot be read',
@@ -95,6 +101,7 @@ export const ERROR_TITLES = {
   QT130: 'encodings file is not well formed',
   QT131: 'encodings do not fit the model',
   QT132: 'encodings file cannot say this form',
+  QT133: 'target cannot hold the integers of the checkpoint',
   RT101: 'graph does not follow its protocol',
   RT102: 'cache is full',
   RT103: 'prompt is empty',
@@ -107,6 +114,14 @@ export const ERROR_TITLES = {
   RT203: 'native process needs more memory than allowed',
   TF201: 'op has no TFLite lowering',
   TF202: 'type has no TFLite form',
+  SW001: 'budget of a sweep cannot be read',
+  SW002: 'budget has nothing to choose from',
+  SW003: 'another sweep works in the folder',
+  SW004: 'folder is not a sweep of this npuc',
+  SW005: 'queue cannot be reached',
+  SW006: 'worker died',
+  SW007: 'BullMQ is not installed',
+  SW008: 'artifact in the store is not what its digest says',
   TG001: 'unknown SoC',
   TG002: 'SoC lacks a feature',
   TG101: 'encoding cannot be written to ONNX',
@@ -115,6 +130,9 @@ export const ERROR_TITLES = {
   TF103: 'TFLite model contradicts itself',
   TF104: 'compiled TFLite file cannot be rewritten',
   TF105: 'TFLite file needs a newer schema',
+  TF301: "vendor's plugin takes no operator",
+  TF302: "vendor's plugin failed",
+  TF303: "vendor's library is missing",
   TG110: 'no compiled model',
   TG111: 'artifact is missing or changed',
   XX001: 'internal error',

@@ -4,7 +4,7 @@ import type { Module } from '../compiler/ir/graph.ts';
 import type { TensorData } from '../compiler/ir/tensor.ts';
 import { wasmKernels } from '../compiler/kernels/index.ts';
 import { DecoderSession, MASK_VALUE } from '../compiler/runtime/decoder-session.ts';
-import { openModule } from '../compiler/runtime/engine.ts';
+import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
 import type { Runner } from '../compiler/runtime/runner.ts';
 import { groupByBytes, tapModule } from '../compiler/runtime/taps.ts';
 import { makeProtocol } from '../passes/protocol.ts';
@@ -45,20 +45,23 @@ export async function compareGraphValues(
   }
 }
 
-interface Taps {
-  /** Runs the window from an empty cache and gives the named values. */
+/** A tapped graph behind a session. */
+export interface Taps {
+  /** Runs the window from an empty cache and gives the named values of its last chunk. */
   fetch(window: readonly number[], names: readonly string[]): Promise<Record<string, TensorData>>;
   close(): Promise<void>;
 }
 
-async function openTaps(
+/** Opens a graph of one chunk size so that the named values can be fetched with a window's last chunk. */
+export async function openTaps(
   decoder: QuantizedDecoder,
   module: Module,
   names: readonly string[],
   chunk: number,
   cache: number,
+  open?: OpenEngine,
 ): Promise<Taps> {
-  const runner = await openModule(tapModule(module, names));
+  const runner = await openModule(tapModule(module, names), open);
   let wanted: readonly string[] = [];
   let seen: Record<string, TensorData> = {};
   const tapped: Runner = {

@@ -1,6 +1,7 @@
 import { buildDecoder, type DecoderModel, lookUpRows } from '../compiler/import/decoder-model.ts';
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import type { DecoderWeights } from '../compiler/import/huggingface/llama.ts';
+import type { TakenWeight } from '../compiler/import/quantized/stored-weight.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Graph, Module } from '../compiler/ir/graph.ts';
 import type { Tensor } from '../compiler/ir/tensor.ts';
@@ -16,10 +17,11 @@ import { addHistograms, type CollectOptions, translateStatistics } from './decod
 import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import type { GivenEncodings } from './read-encodings.ts';
-import type { NumberFormat, Recipe } from './recipe.ts';
+import { hasFloatActivations, type NumberFormat, type Recipe } from './recipe.ts';
 import { cachedRounding } from './rounding-cache.ts';
 import type { Statistics, ValueStatistics } from './statistics.ts';
 import type { StatisticsKey } from './statistics-cache.ts';
+import { adoptFitted, describeLoss, fitWeights, requireFit } from './take-weights.ts';
 import { encodeWeights } from './weights.ts';
 
 /** Shapes and logits of one graph to stamp out. */
@@ -65,6 +67,10 @@ export interface QuantizeInputs {
   readonly calibration?: CollectOptions;
   /** Encodings to use in the place of calibrated ones, by the names of the decoder's own values. */
   readonly given?: GivenEncodings;
+  /** Integers of a checkpoint that is quantized already: they are written as they are. */
+  readonly taken?: ReadonlyMap<string, TakenWeight>;
+  /** Whether such integers are rounded again where the target cannot hold them. */
+  readonly requantize?: boolean;
   /** Embedding rows of token ids, f32 [ids.length, hidden]; by default looked up in the weights. */
   readonly embed?: DecoderModel['embed'];
   /** What the statistics depend on: chosen integers are then kept in the cache folder. */
@@ -86,7 +92,11 @@ const EMBEDDINGS: ReadonlySet<string> = new Set([EMBEDDING]);
 /** Decides every encoding of a decoder for one target; nothing is written yet. */
 export async function quantizeDecoder(inputs: QuantizeInputs): Promise<QuantizedDecoder> {
   const { config, format, contract, kernels, given } = inputs;
-  const recipe = given ? withWidths(inputs, given) : inputs.recipe;
+  const fit = fitWeights(inputs.recipe.scheme === 'fp16' ? new Map() : (inputs.taken ?? new Map()), format);
+  if (!inputs.requantize) requireFit(fit, format);
+  const asked = given ? withWidths(inputs, given) : inputs.recipe;
+  // Scale that moves into a weight would lift its integers off their grid.
+  const recipe: Recipe = fit.fitted.size > 0 ? { ...asked, migration: 0 } : asked;
   const migration = await migrateOutliers(
     inputs.weights,
     decoderSites(config.layers),
@@ -100,7 +110,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plain = await addHistograms(config, migration.weights, inputs.windows, plain, kernels, inputs.calibration);
   }
   const statistics = translateStatistics(plain, contract, config.layers);
-  if (contract.embedding === 'embeds' && format.table === 'tensor' && recipe.scheme !== 'fp16') {
+  if (contract.embedding === 'embeds' && format.table === 'tensor' && !hasFloatActivations(recipe)) {
     // As with a table inside the graph: rows of tokens that the calibration text does not have must not be cut off.
     const rows = statistics.get(contract.names.tokens)!;
     const { min, max } = rangeOfTable(migration.weights.get(EMBEDDING)!);
@@ -124,14 +134,28 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   const graph = model.graph();
   const own = planQuantization(graph, OPSET, recipe, format, statistics, EMBEDDINGS);
   // A target may have no place for some values of another one's contract: they are known all the same.
-  const plan = given ? adoptEncodings(given, graph, own, format, knownNames(inputs)) : own;
+  const planned = adoptFitted(given ? adoptEncodings(given, graph, own, format, knownNames(inputs)) : own, fit);
   const pool = openPool(inputs);
-  const weightEncodings = await encodeWeights(model.graph(), plan, statistics, kernels, inputs.onWeight, pool).finally(
-    () => pool?.close(),
-  );
-  if (given) adoptWeights(given, graph, plan, format, weightEncodings);
+  const weightEncodings = await encodeWeights(
+    model.graph(),
+    planned,
+    statistics,
+    kernels,
+    inputs.onWeight,
+    pool,
+    fit.fitted,
+  ).finally(() => pool?.close());
+  if (given) adoptWeights(given, graph, planned, format, weightEncodings);
   const embed = inputs.embed ?? lookUpRows(inputs.weights.get('model.embed_tokens.weight')!);
-  const rounded = await roundWeights({ ...inputs, embed }, migration, weightEncodings);
+  const free = new Map([...weightEncodings].filter(([name]) => !fit.fitted.has(name)));
+  const rounded = new Map(await roundWeights({ ...inputs, embed }, migration, free));
+  const lost = describeLoss(fit, migration.weights, weightEncodings, rounded);
+  const plan = { ...planned, remarks: [...planned.remarks, ...lost] };
+  for (const [name, { values, encoding }] of fit.fitted) {
+    if (!plan.weights.has(name)) continue;
+    rounded.set(name, values);
+    weightEncodings.set(name, encoding);
+  }
   return {
     config,
     embed,

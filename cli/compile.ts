@@ -106,6 +106,10 @@ export const compileCommand: Command = {
       .example('$0 compile ./Llama-3.2-1B --cache 1024,4096 --max-memory 12GiB --evaluate none', '')
       .example('$0 compile ./SmolLM2 --target tflite --profile litert-lm --tokens 128,32 --cache 1024', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
+      .option('requantize', {
+        type: 'boolean',
+        describe: 'round the integers of a quantized checkpoint again where a target cannot hold them',
+      })
   run: async (args: CompileArguments) => {
     const file = await readConfig(args.config);
     const config = mergeConfig(file.config, args, file.path);
@@ -195,6 +199,7 @@ export function compileOptions(
     calibrationWindows: config.calibrationWindows,
     evaluation: {
       text: config.evaluate ?? defaultText('evaluation'),
+    requantize: config.requantize,
       tokens: config.evalTokens,
       prompt: config.prompt,
       sampleTokens: 32,

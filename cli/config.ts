@@ -84,6 +84,7 @@ export const compileConfig = z.strictObject({
   allowExtrapolation: z.boolean().default(false).describe('true or false'),
   split: z
     .union([z.literal('auto'), count])
+  requantize: z.boolean().default(false).describe('true or false'),
     .default('auto')
     .describe(`auto, or ${COUNT}`),
   splitEmbedding: z.boolean().default(false).describe('true or false'),

@@ -16,7 +16,6 @@ import {
   readDecoderModel,
   requireTokenizer,
 } from '../../compiler/import/decoder-model.ts';
-import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import type { Progress } from '../../compiler/progress.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
@@ -55,6 +54,8 @@ export interface CompileOptions {
   readonly recipe: Recipe;
   readonly shapes: ShapeRequest;
   readonly allowExtrapolation: boolean;
+  /** Whether integers of a checkpoint that a target cannot hold are rounded again. */
+  readonly requantize: boolean;
   readonly calibrationText: string;
   readonly calibrationWindows: number;
   readonly evaluation: EvaluationOptions;
@@ -166,7 +167,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       }),
     );
     if (cached) progress.note('  statistics of this checkpoint and text are known already');
-    const rotation = chooseRotation(options, config, statistics);
+    const rotation = chooseRotation(options, model, statistics);
     const source = rotation === 'hadamard' ? await rotate(model, calibrated, progress) : { ...model, statistics };
     const recipe: Recipe = { ...options.recipe, rotation };
     // Artifacts that the toolchain has no part in do not depend on whether it is installed.
@@ -330,17 +331,28 @@ function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderMo
 
 /** What is quantized: the checkpoint's decoder, or the same with its residual stream rotated. */
 interface CalibratedDecoder extends DecoderSource {
+  readonly taken?: DecoderModel['taken'];
   readonly statistics: ReadonlyMap<string, ValueStatistics>;
 }
 
-/** Given encodings are those of the checkpoint's own values: they forbid a rotation that nobody asked for. */
+/**
+ * Given encodings, and integers that are taken over, are those of the checkpoint's own values: they forbid a rotation that
+ * nobody asked for.
+ */
 function chooseRotation(
   { recipe, outputs }: CompileOptions,
-  config: DecoderConfig,
+  { config, taken }: Pick<DecoderModel, 'config' | 'taken'>,
   statistics: ReadonlyMap<string, ValueStatistics>,
 ): 'none' | 'hadamard' {
+  if (recipe.rotation === 'hadamard' && taken.size > 0) {
+    throw new NpucError('CL001', {
+      message: '--rotation hadamard would change the quantized weights of the checkpoint',
+      hint: 'leave it out, or take the checkpoint in floats',
+    });
+  }
   if (recipe.rotation !== 'auto') return recipe.rotation;
-  return !outputs.given && hasStreamOutliers(config, statistics) ? 'hadamard' : 'none';
+  const own = !outputs.given && taken.size === 0;
+  return own && hasStreamOutliers(config, statistics) ? 'hadamard' : 'none';
 }
 
 async function rotate(model: DecoderModel, calibrated: StatisticsKey, progress: Progress): Promise<CalibratedDecoder> {
@@ -367,6 +379,8 @@ async function quantize(
     weights: source.weights,
     embed: source.embed,
     statistics: source.statistics,
+    ...(source.taken ? { taken: source.taken } : {}),
+    requantize: options.requantize,
     windows: calibrated.windows,
     cacheKey: recipe.rotation === 'hadamard' ? { ...calibrated, rotation: 'hadamard' } : calibrated,
     recipe,

@@ -33,6 +33,8 @@ export function reproduceCommand(options: CompileOptions): string {
   if (encodings !== '1.0') flags.push(['encodings', encodings]);
   if (dlc) flags.push(['dlc', '']);
   if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);
+  flags.push(...npuFlags(npu));
+  if (options.requantize) flags.push(['requantize', '']);
   if (options.calibrationText !== defaultText('calibration')) flags.push(['calibrate', options.calibrationText]);
   flags.push(['calibration-windows', String(options.calibrationWindows)]);
   if (evaluation.text !== defaultText('evaluation')) flags.push(['evaluate', evaluation.text]);

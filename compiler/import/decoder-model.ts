@@ -7,6 +7,8 @@ import type { Checkpoint } from './checkpoint.ts';
 import type { DecoderConfig } from './huggingface/config.ts';
 import { parseDecoderConfig } from './huggingface/config.ts';
 import { buildLlama, collectWeights, type DecoderWeights } from './huggingface/llama.ts';
+import { scaleTaken, type TakenWeight } from './quantized/stored-weight.ts';
+import { takeOver } from './quantized/take-over.ts';
 
 /** A checkpoint ready to be built into graphs of any shape. */
 export interface DecoderModel {
@@ -15,14 +17,23 @@ export interface DecoderModel {
   readonly weights: DecoderWeights;
   /** Rows of the embedding table, f32 [ids.length, hiddenSize]. */
   readonly embed: (ids: readonly number[]) => Float32Array;
+  /** Integers of a checkpoint that is quantized already, by the names of the weights. */
+  readonly taken: ReadonlyMap<string, TakenWeight>;
 }
 
-/** @throws IM401 to IM404 */
+/** @throws IM401 to IM405 */
 export function readDecoderModel(checkpoint: Checkpoint): DecoderModel {
-  const config = parseDecoderConfig(checkpoint.config, checkpoint.name);
-  const weights = collectWeights(config, checkpoint.tensors, checkpoint.name);
-  const embed = lookUpRows(checkpoint.tensors.get('model.embed_tokens.weight')!);
-  return { checkpoint, config, weights, embed };
+  const opened = takeOver(checkpoint.config, checkpoint.tensors, checkpoint.name);
+  const config = parseDecoderConfig(opened.config, checkpoint.name);
+  const weights = collectWeights(config, opened.tensors, checkpoint.name);
+  const embed = lookUpRows(opened.tensors.get('model.embed_tokens.weight')!);
+  const taken = new Map(
+    [...opened.taken].map(([name, weight]) => {
+      const scaled = name.endsWith('.q_proj.weight') ? scaleTaken(weight, 1 / Math.sqrt(config.headDim)) : weight;
+      return [name, scaled] as const;
+    }),
+  );
+  return { checkpoint, config, weights, embed, taken };
 }
 
 /** The tokenizer of a checkpoint, for what works on text. @throws IM110 when it has none */

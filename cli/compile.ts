@@ -96,6 +96,10 @@ export const compileCommand: Command = {
       .option('split-head', { type: 'boolean', describe: 'the head as a part of its own' })
       .option('max-memory', textFlag('most memory that the HTP compiler may take, such as 12GiB or 8GB'))
       .option('threads', countFlag('threads', 'threads; the bytes do not depend on it'))
+      .option('requantize', {
+        type: 'boolean',
+        describe: 'round the integers of a quantized checkpoint again where a target cannot hold them',
+      })
       .option('allow-extrapolation', { type: 'boolean', describe: 'let the cache exceed max_position_embeddings' })
       .option('config', textFlag('configuration file (default: npuc.config.yaml, .json or .mjs here)'))
       .option('save-config', textFlag('write the configuration that was used'))
@@ -106,10 +110,6 @@ export const compileCommand: Command = {
       .example('$0 compile ./Llama-3.2-1B --cache 1024,4096 --max-memory 12GiB --evaluate none', '')
       .example('$0 compile ./SmolLM2 --target tflite --profile litert-lm --tokens 128,32 --cache 1024', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
-      .option('requantize', {
-        type: 'boolean',
-        describe: 'round the integers of a quantized checkpoint again where a target cannot hold them',
-      })
   run: async (args: CompileArguments) => {
     const file = await readConfig(args.config);
     const config = mergeConfig(file.config, args, file.path);
@@ -195,11 +195,11 @@ export function compileOptions(
     outputs: outputOptions(config, targets, recipe),
     shapes: { tokens: config.tokens, caches: [...new Set(config.cache)].sort((a, b) => a - b) },
     allowExtrapolation: config.allowExtrapolation,
+    requantize: config.requantize,
     calibrationText: config.calibrate ?? defaultText('calibration'),
     calibrationWindows: config.calibrationWindows,
     evaluation: {
       text: config.evaluate ?? defaultText('evaluation'),
-    requantize: config.requantize,
       tokens: config.evalTokens,
       prompt: config.prompt,
       sampleTokens: 32,

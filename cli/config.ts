@@ -81,10 +81,10 @@ export const compileConfig = z.strictObject({
   prompt: z.string().default('The capital of France is').describe('a text'),
   bind: z.array(z.string()).default([]).describe('a list of name=number'),
   threads: count.default(2).describe(COUNT),
+  requantize: z.boolean().default(false).describe('true or false'),
   allowExtrapolation: z.boolean().default(false).describe('true or false'),
   split: z
     .union([z.literal('auto'), count])
-  requantize: z.boolean().default(false).describe('true or false'),
     .default('auto')
     .describe(`auto, or ${COUNT}`),
   splitEmbedding: z.boolean().default(false).describe('true or false'),

@@ -32,9 +32,8 @@ export function reproduceCommand(options: CompileOptions): string {
   if (given) flags.push(['encodings-in', given.path]);
   if (encodings !== '1.0') flags.push(['encodings', encodings]);
   if (dlc) flags.push(['dlc', '']);
-  if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);
-  flags.push(...npuFlags(npu));
   if (options.requantize) flags.push(['requantize', '']);
+  if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);
   if (options.calibrationText !== defaultText('calibration')) flags.push(['calibrate', options.calibrationText]);
   flags.push(['calibration-windows', String(options.calibrationWindows)]);
   if (evaluation.text !== defaultText('evaluation')) flags.push(['evaluate', evaluation.text]);
@@ -46,7 +45,7 @@ export function reproduceCommand(options: CompileOptions): string {
 }
 
 /** Flags that take no value. */
-const SWITCHES: ReadonlySet<string> = new Set(['allow-extrapolation', 'dlc', 'split-embedding', 'split-head']);
+const SWITCHES: ReadonlySet<string> = new Set(['allow-extrapolation', 'dlc', 'requantize', 'split-embedding', 'split-head']);
 
 function writeFlag([name, value]: readonly [string, string]): string {
   if (SWITCHES.has(name)) return `--${name}`;

@@ -80,6 +80,14 @@ export const compileCommand: Command = {
         'encodings',
         textFlag("version of AIMET's encodings file written beside ONNX: 1.0 or 0.6.1 (default 1.0)"),
       )
+      .option(
+        'npu',
+        listFlag(
+          "also compile the TFLite file with LiteRT's plugins: qualcomm (--soc), openvino, mediatek, samsung; vendor:SoC",
+        ),
+      )
+      .option('npu-claims', { type: 'boolean', describe: 'only ask what the plugins take; needs no vendor library' })
+      .option('npu-sdk', textFlag("folder with the vendor's own libraries, where they are not public"))
       .option('dlc', { type: 'boolean', describe: "also write every HTP graph as a DLC, for the vendor's own tools" })
       .option('toolchain', textFlag('version of the HTP compiler, such as qnn@2.7.0'))
       .option('eval-tokens', countFlag('eval-tokens', 'tokens of held-out text (default 2048)'))
@@ -107,6 +115,7 @@ export const compileCommand: Command = {
       .option('force', { type: 'boolean', default: false, describe: 'replace an output folder that npuc did not make' })
       .example('$0 compile ./SmolLM2 --soc SM8750 --scheme w4a16 --tokens 128 --cache 1024 --out build/', '')
       .example('$0 compile ./SmolLM2 --tokens 128,32 --cache 512,1024,2048,4096 --target qnn', '')
+      .example('$0 compile ./SmolLM2 --scheme w8a16 --target tflite --npu qualcomm,openvino:PTL', '')
       .example('$0 compile ./Llama-3.2-1B --cache 1024,4096 --max-memory 12GiB --evaluate none', '')
       .example('$0 compile ./SmolLM2 --target tflite --profile litert-lm --tokens 128,32 --cache 1024', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
@@ -192,7 +201,7 @@ export function compileOptions(
     targets,
     targetsAsked: config.target !== undefined,
     recipe,
-    outputs: outputOptions(config, targets, recipe),
+    outputs: outputOptions(config, targets, recipe, soc),
     shapes: { tokens: config.tokens, caches: [...new Set(config.cache)].sort((a, b) => a - b) },
     allowExtrapolation: config.allowExtrapolation,
     requantize: config.requantize,

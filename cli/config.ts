@@ -75,6 +75,9 @@ export const compileConfig = z.strictObject({
     .default('1.0')
     .describe(ENCODINGS_VERSIONS.join(' or ')),
   encodingsIn: text.optional().describe(TEXT),
+  npu: list(text).default([]).describe('a vendor, or vendor:SoC, or several'),
+  npuClaims: z.boolean().default(false).describe('true or false'),
+  npuSdk: text.optional().describe('a folder'),
   dlc: z.boolean().default(false).describe('true or false'),
   toolchain: text.optional().describe('qnn@ and a version'),
   evalTokens: count.default(2048).describe(COUNT),
@@ -115,7 +118,7 @@ export type CompileConfig = z.infer<typeof compileConfig>;
 export type CompileConfigInput = Partial<CompileConfig>;
 
 /** Keys that are lists: as flags their repetitions add up. */
-const LISTS: ReadonlySet<string> = new Set(['bind', 'tokens', 'cache', 'target', 'overrides']);
+const LISTS: ReadonlySet<string> = new Set(['npu', 'bind', 'tokens', 'cache', 'target', 'overrides']);
 
 const NAMES = ['npuc.config.yaml', 'npuc.config.yml', 'npuc.config.json', 'npuc.config.mjs'];
 

@@ -2,7 +2,10 @@ import { type GivenEncodings, readEncodings } from '../calibration/read-encoding
 import type { Recipe } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import type { EncodingsVersion } from '../targets/onnx/encodings-json.ts';
+import type { Soc } from '../targets/socs.ts';
 import type { TargetName } from '../targets/target.ts';
+import { checkNpu, type NpuOptions } from '../targets/tflite/npu/compile-npu.ts';
+import { parseNpu } from '../targets/tflite/npu/vendors.ts';
 import type { CompileConfig } from './config.ts';
 
 /** What is written beside the artifacts, and which encodings were not calibrated. */
@@ -13,10 +16,17 @@ export interface OutputOptions {
   readonly encodings: EncodingsVersion;
   /** Encodings to use in the place of calibrated ones. */
   readonly given?: GivenEncodings;
+  /** NPUs that LiteRT's plugins compile the TFLite file for. */
+  readonly npu?: NpuOptions;
 }
 
-/** @throws CL001 for what does not go together, QT132 early, IO001 and QT130 for the file of encodings */
-export function outputOptions(config: CompileConfig, targets: readonly TargetName[], recipe: Recipe): OutputOptions {
+/** @throws CL001 for what does not go together, QT132 early, IO001 and QT130 for the file of encodings, and as npuOptions */
+export function outputOptions(
+  config: CompileConfig,
+  targets: readonly TargetName[],
+  recipe: Recipe,
+  soc: Soc,
+): OutputOptions {
   const { dlc, encodings, encodingsIn } = config;
   if (dlc && !targets.includes('qnn')) {
     throw new NpucError('CL001', {
@@ -30,12 +40,38 @@ export function outputOptions(config: CompileConfig, targets: readonly TargetNam
       hint: '--encodings 1.0, or weights without blocks: --block 0',
     });
   }
-  if (encodingsIn === undefined) return { dlc, encodings };
+  const npu = npuOptions(config, targets, soc);
+  const plain = { dlc, encodings, ...(npu ? { npu } : {}) };
+  if (encodingsIn === undefined) return plain;
   if (recipe.scheme === 'fp16') {
     throw new NpucError('CL001', {
       message: '--encodings-in has nothing to encode: --scheme fp16 has no integers',
       hint: 'choose an integer scheme, such as --scheme w8a16',
     });
   }
-  return { dlc, encodings, given: readEncodings(encodingsIn) };
+  return { ...plain, given: readEncodings(encodingsIn) };
 }
+
+/** @throws CL001, TG001 for vendors and SoCs, QN001, QN002 and TF303 for what is missing */
+function npuOptions(
+  { npu, npuClaims, npuSdk }: CompileConfig,
+  targets: readonly TargetName[],
+  soc: Soc,
+): NpuOptions | undefined {
+  if (npu.length === 0) {
+    if (!npuClaims && npuSdk === undefined) return undefined;
+    throw new NpucError('CL001', { message: '--npu-claims and --npu-sdk are about --npu, which is not given' });
+  }
+  if (!targets.includes('tflite')) {
+    throw new NpucError('CL001', {
+      message: '--npu is for the tflite target, which is not asked for',
+      hint: 'add --target tflite',
+    });
+  }
+  const requests = [...new Map(npu.map((text) => parseNpu(text, soc)).map((each) => [describe(each), each])).values()];
+  const options: NpuOptions = { requests, claims: npuClaims, ...(npuSdk === undefined ? {} : { sdk: npuSdk }) };
+  checkNpu(options);
+  return options;
+}
+
+const describe = ({ vendor, soc }: { vendor: string; soc: string }): string => `${vendor}:${soc}`;

@@ -1,4 +1,5 @@
 import type { Execution, TargetName } from '../targets/target.ts';
+import type { NpuReport } from './compare-npu.ts';
 import type { OutputComparison } from './compare-runs.ts';
 import type { ValueComparison } from './compare-values.ts';
 import type { PlanLine, ReportFile } from './report.ts';
@@ -20,6 +21,8 @@ export interface ModelTargetReport {
   readonly values: readonly ValueComparison[];
   /** The first value, in order of computation, whose SQNR falls under the threshold. */
   readonly firstDivergence?: string;
+  /** Files that vendors' plugins compiled, beside LiteRT on the same inputs. */
+  readonly npu?: readonly NpuReport[];
   /** Seconds of one run. */
   readonly seconds: number;
   readonly notes: readonly string[];

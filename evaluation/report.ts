@@ -1,4 +1,5 @@
 import type { Execution, Sharing, TargetName } from '../targets/target.ts';
+import type { NpuReport } from './compare-npu.ts';
 import type { ValueComparison } from './compare-values.ts';
 import type { LogitReport } from './logits.ts';
 
@@ -21,6 +22,8 @@ export interface TargetReport {
   readonly caches?: readonly CacheCheck[];
   /** What the graphs take alone and in their common binary. */
   readonly sharing?: Sharing;
+  /** Files that vendors' plugins compiled, beside LiteRT on the same inputs. */
+  readonly npu?: readonly NpuReport[];
   /**
    * Every value of one prefill chunk, in order of computation: the target's QDQ graph against the float graph, both on ONNX
    * Runtime. Reports show the ten worst.

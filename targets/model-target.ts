@@ -8,6 +8,7 @@ import type { EncodingsVersion } from './onnx/encodings-json.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
 import type { Execution, ManifestPort, ModelTargetName } from './target.ts';
+import type { ManifestNpu } from './tflite/npu/compile-npu.ts';
 
 /** An input or output of a compiled model: its type at the boundary, and how its integers are to be read. */
 export interface ModelPort extends ManifestPort {
@@ -25,6 +26,8 @@ export interface ModelTargetManifest {
   readonly outputs: readonly ModelPort[];
   readonly execution: Execution;
   readonly facts: Readonly<Record<string, string | number | boolean>>;
+  /** Files that vendors' plugins compiled of the artifact. */
+  readonly npu?: readonly ManifestNpu[];
   readonly files: readonly string[];
 }
 

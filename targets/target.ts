@@ -10,6 +10,7 @@ import type { EncodingsVersion } from './onnx/encodings-json.ts';
 import type { SplitRequest } from './qnn/plan-compile.ts';
 import type { Toolchain } from './qnn/toolchain.ts';
 import type { Soc } from './socs.ts';
+import type { ManifestNpu } from './tflite/npu/compile-npu.ts';
 
 export type TargetName = 'onnx' | 'qnn' | 'tflite' | 'hf';
 
@@ -70,6 +71,8 @@ export interface ManifestTarget {
   readonly execution: Execution;
   /** Facts of the target's own: SoC read back, bytes shared, graph names. */
   readonly facts: Readonly<Record<string, string | number | boolean>>;
+  /** Files that vendors' plugins compiled of the artifact. */
+  readonly npu?: readonly ManifestNpu[];
   readonly files: readonly string[];
 }
 

@@ -20,6 +20,7 @@ import { wasmKernels } from '../../compiler/kernels/index.ts';
 import type { Progress } from '../../compiler/progress.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
 import { describeEngine } from '../../compiler/runtime/onnxruntime.ts';
+import type { NpuReport } from '../../evaluation/compare-npu.ts';
 import { type EvaluationOptions, evaluateTargets } from '../../evaluation/evaluate-targets.ts';
 import type { Report } from '../../evaluation/report.ts';
 import { writeReport } from '../../evaluation/write-report.ts';
@@ -39,6 +40,7 @@ import { findToolchain } from '../../targets/qnn/toolchain.ts';
 import { type Soc, socSupports } from '../../targets/socs.ts';
 import type { EmbeddingChoice, ManifestTarget, Profile, TargetName } from '../../targets/target.ts';
 import type { OutputOptions } from '../output-options.ts';
+import { addDecoderNpu, npuVersions, withNpu } from './add-npu.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
 import { reproduceCommand } from './reproduce-command.ts';
@@ -174,6 +176,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     const toolchain = options.targets.includes('qnn') ? findToolchain('qnn') : undefined;
     const targets: Partial<Record<TargetName, ManifestTarget>> = {};
     const decoders = new Map<TargetName, QuantizedDecoder>();
+    const npu: NpuReport[] = [];
     for (const name of inOrder(options.targets)) {
       const target = decoderTargets[name];
       // A checkpoint that is written holds the weights of the first artifact beside it.
@@ -208,6 +211,15 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
           })
         : made;
       targets[name] = evaluated ? emitted : { ...emitted, execution: 'read-back-only' };
+      if (name !== 'tflite' || !options.outputs.npu) continue;
+      const ids = evaluation && [...startTokens(checkpoint.tokenizer!), ...evaluation.ids];
+      const added = await addDecoderNpu(targets[name], decoder, options.shapes, ids, {
+        npu: options.outputs.npu,
+        out: output.partial,
+        progress,
+      });
+      targets[name] = added.manifest;
+      npu.push(...added.reports);
     }
     const tokenizer = writeTokenizer(checkpoint.tokenizerFiles, output.partial);
     if (evaluated) progress.stage('evaluate');
@@ -235,6 +247,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         options: options.evaluation,
         progress,
       }));
+    const versions = { ...toolchain?.versions, ...npuVersions(options.outputs.npu) };
     const manifest: Manifest = {
       format: 2,
       npuc: version(),
@@ -249,7 +262,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
         windowTokens: calibration.windows[0]?.length ?? 0,
         ...(options.outputs.given ? { encodings: options.outputs.given.digest } : {}),
       },
-      toolchain: toolchain?.versions ?? {},
+      toolchain: versions,
       targets,
       tokenizer,
       files,
@@ -257,8 +270,9 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     writeManifest(output.partial, manifest);
     const full: Report | undefined = report && {
       ...report,
+      targets: withNpu(report.targets, npu),
       command: reproduceCommand(options),
-      versions: { npuc: version(), ...toolchain?.versions },
+      versions: { npuc: version(), ...versions },
     };
     if (full) writeReport(output.partial, full);
     progress.finish();
@@ -287,7 +301,9 @@ function shippedBytes(
   return Object.fromEntries(
     Object.entries(targets).map(([name, target]) => [
       name,
-      target.files.filter((path) => !/\/(qdq|dlc)\//.test(path)).reduce((sum, path) => sum + bytes.get(path)!, 0),
+      target.files
+        .filter((path) => !/\/(qdq|dlc)\//.test(path) && !target.npu?.some(({ file }) => file === path))
+        .reduce((sum, path) => sum + bytes.get(path)!, 0),
     ]),
   );
 }

@@ -11,6 +11,7 @@ import type { Module } from '../../compiler/ir/graph.ts';
 import { toFloats } from '../../compiler/ir/tensor.ts';
 import { printType } from '../../compiler/ir/text.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
+import type { NpuReport } from '../../evaluation/compare-npu.ts';
 import type { ValueComparison } from '../../evaluation/compare-values.ts';
 import { compareInside, DIVERGENCE_DB, evaluateModel, runReference } from '../../evaluation/evaluate-model.ts';
 import { formatReal } from '../../evaluation/format-figures.ts';
@@ -24,10 +25,11 @@ import type { ModelTarget, ModelTargetManifest } from '../../targets/model-targe
 import { addDlc } from '../../targets/qnn/dump-dlc.ts';
 import { findToolchain, requireToolchain, type Toolchain } from '../../targets/qnn/toolchain.ts';
 import type { TargetName } from '../../targets/target.ts';
+import { addModelNpu, npuVersions, withNpu } from './add-npu.ts';
 import type { CompileOptions } from './compile-decoder.ts';
 import { openModel } from './open-model.ts';
 import { openOutputFolder } from './output-folder.ts';
-import { quote } from './reproduce-command.ts';
+import { npuFlags, quote } from './reproduce-command.ts';
 import { version } from './version.ts';
 
 export interface CompileModelResult {
@@ -111,6 +113,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
     const manifests: Partial<Record<TargetName, ModelTargetManifest>> = {};
     const graphs = new Map<TargetName, QuantizedGraph>();
     const plain: QuantizedGraph[] = [];
+    const npu: NpuReport[] = [];
     for (const target of targets) {
       try {
         const { graph, manifest } = await emitTarget(
@@ -124,6 +127,12 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
         );
         graphs.set(target.name, graph);
         manifests[target.name] = manifest;
+        if (target.name === 'tflite' && options.outputs.npu) {
+          const inputs = { npu: options.outputs.npu, out: output.partial, progress };
+          const added = await addModelNpu(manifest, graph, samples.evaluation.feeds, inputs);
+          manifests[target.name] = added.manifest;
+          npu.push(...added.reports);
+        }
       } catch (error) {
         if (options.targetsAsked || !(error instanceof NpucError) || !REFUSALS.has(error.code)) throw error;
         rmSync(join(output.partial, target.name), { recursive: true, force: true });
@@ -157,6 +166,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
         progress,
       });
     }
+    const versions = { ...(manifests.qnn && toolchain?.versions), ...npuVersions(options.outputs.npu) };
     const manifest: ModelManifest = {
       format: 1,
       kind: 'model',
@@ -171,7 +181,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
         random: samples.calibration.random,
         ...(options.outputs.given ? { encodings: options.outputs.given.digest } : {}),
       },
-      toolchain: (manifests.qnn && toolchain?.versions) ?? {},
+      toolchain: versions,
       targets: manifests,
       files,
     };
@@ -186,13 +196,13 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
       calibration: sampleReport(samples.calibration),
       evaluation: sampleReport(samples.evaluation),
       ...(reference.simplified ? { simplified: reference.simplified } : {}),
-      targets: reports,
+      targets: withNpu(reports, npu),
       plan: mergePlans(graphs),
       warnings,
       remarks: [...new Set([...remarks, ...[...graphs.values()].flatMap(({ plan }) => plan.remarks)])],
       divergenceThreshold: DIVERGENCE_DB,
       command: reproduceModelCommand(options, bind),
-      versions: { npuc: version(), ...(manifests.qnn ? toolchain?.versions : {}) },
+      versions: { npuc: version(), ...versions },
     };
     writeModelReport(output.partial, report);
     progress.finish();
@@ -317,10 +327,11 @@ function reproduceModelCommand(options: CompileOptions, bind: readonly string[])
   flags.push('--target', options.targets.join(','));
   for (const each of bind) flags.push('--bind', each);
   if (options.calibrationText !== defaultText('calibration')) flags.push('--calibrate', options.calibrationText);
-  const { dlc, encodings, given } = options.outputs;
+  const { dlc, encodings, given, npu } = options.outputs;
   if (given) flags.push('--encodings-in', given.path);
   if (encodings !== '1.0') flags.push('--encodings', encodings);
   if (dlc) flags.push('--dlc');
+  for (const [name, value] of npuFlags(npu)) flags.push(`--${name}`, ...(value === '' ? [] : [value]));
   if (evaluation.text !== defaultText('evaluation')) flags.push('--evaluate', evaluation.text);
   return `npuc compile ${[options.source, ...flags, '--out', options.out].map(quote).join(' ')}`;
 }

@@ -1,5 +1,6 @@
 import { makeRecipe } from '../../calibration/recipe.ts';
 import { defaultText } from '../../calibration/texts.ts';
+import type { NpuOptions } from '../../targets/tflite/npu/compile-npu.ts';
 import type { CompileOptions } from './compile-decoder.ts';
 
 /**
@@ -28,10 +29,11 @@ export function reproduceCommand(options: CompileOptions): string {
   if (options.embedding !== 'in-graph') flags.push(['embedding', options.embedding]);
   if (options.profile !== 'npu') flags.push(['profile', options.profile]);
   if (options.io !== 'float') flags.push(['io', options.io]);
-  const { dlc, encodings, given } = options.outputs;
+  const { dlc, encodings, given, npu } = options.outputs;
   if (given) flags.push(['encodings-in', given.path]);
   if (encodings !== '1.0') flags.push(['encodings', encodings]);
   if (dlc) flags.push(['dlc', '']);
+  flags.push(...npuFlags(npu));
   if (options.requantize) flags.push(['requantize', '']);
   if (options.allowExtrapolation) flags.push(['allow-extrapolation', '']);
   if (options.calibrationText !== defaultText('calibration')) flags.push(['calibrate', options.calibrationText]);
@@ -44,8 +46,25 @@ export function reproduceCommand(options: CompileOptions): string {
   return `npuc compile ${quote(options.source)} ${flags.map(writeFlag).join(' ')}${comment}`;
 }
 
+/** What `--npu` was told. */
+export function npuFlags(npu: NpuOptions | undefined): [string, string][] {
+  if (!npu) return [];
+  return [
+    ['npu', npu.requests.map(({ vendor, soc }) => `${vendor}:${soc}`).join(',')],
+    ...(npu.claims ? [['npu-claims', ''] as [string, string]] : []),
+    ...(npu.sdk === undefined ? [] : [['npu-sdk', npu.sdk] as [string, string]]),
+  ];
+}
+
 /** Flags that take no value. */
-const SWITCHES: ReadonlySet<string> = new Set(['allow-extrapolation', 'dlc', 'requantize', 'split-embedding', 'split-head']);
+const SWITCHES: ReadonlySet<string> = new Set([
+  'allow-extrapolation',
+  'dlc',
+  'npu-claims',
+  'requantize',
+  'split-embedding',
+  'split-head',
+]);
 
 function writeFlag([name, value]: readonly [string, string]): string {
   if (SWITCHES.has(name)) return `--${name}`;

@@ -49,7 +49,7 @@ export function spawnChild(
   parameters: readonly string[],
   libraries: string,
   workFolder: string = tmpdir(),
-  entry: 'native-host' | 'genie-host' = 'native-host',
+  entry: 'native-host' | 'genie-host' | 'litert-host' = 'native-host',
 ): StartedChild {
   const folder = mkdtempSync(join(workFolder, '.npuc-native-'));
   // A file, not a pipe: it is complete when an answer arrives, survives a crash, and no verbose log can block the child.
@@ -78,6 +78,54 @@ export function spawnChild(
     child.once('error', finish);
   });
   return { child, socket: child.stdio[3] as Duplex, folder, exited };
+}
+
+/** What a program left behind: its exit code, or the signal that ended it, and what it wrote. */
+export interface ProgramResult {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/**
+ * Runs a program of a toolchain to its end. It works in the given folder, where it also leaves its output: files, because a
+ * verbose log must not block it. It dies with this process.
+ * @param environment added to this process's own
+ * @throws RT201 when it cannot be started
+ */
+export async function runProgram(
+  path: string,
+  parameters: readonly string[],
+  folder: string,
+  environment: Readonly<Record<string, string>>,
+): Promise<ProgramResult> {
+  hookExit();
+  const names = ['stdout.log', 'stderr.log'].map((name) => join(folder, name));
+  const logs = names.map((name) => openSync(name, 'w'));
+  const child = spawn(path, parameters, {
+    cwd: folder,
+    env: { ...process.env, ...environment },
+    stdio: ['ignore', logs[0]!, logs[1]!],
+  });
+  for (const log of logs) closeSync(log);
+  children.add(child);
+  try {
+    const ended = await new Promise<Pick<ProgramResult, 'code' | 'signal'>>((done, fail) => {
+      child.once('error', fail);
+      child.once('close', (code, signal) => done({ code, signal }));
+    });
+    const [stdout = '', stderr = ''] = names.map((name) => plainText(readFileSync(name, 'utf8')));
+    return { ...ended, stdout, stderr };
+  } catch (cause) {
+    throw new NpucError('RT201', {
+      message: `${path} cannot be started: ${(cause as Error).message}`,
+      where: path,
+      cause,
+    });
+  } finally {
+    children.delete(child);
+  }
 }
 
 /** The child's entry, always the built one: Node does not run TypeScript. */

@@ -308,14 +308,14 @@ function shippedBytes(
   );
 }
 
-interface Calibration {
+export interface Calibration {
   readonly text: TokenText;
   /** Whether half of it is in the chat template. */
   readonly chat: boolean;
   readonly windows: readonly (readonly number[])[];
 }
 
-function readCalibration(options: CompileOptions, model: DecoderModel): Calibration {
+export function readCalibration(options: CompileOptions, model: DecoderModel): Calibration {
   const tokenizer = model.checkpoint.tokenizer!;
   const shape = calibrationShape(model.config);
   // The user's own text is taken as it is; the default one is put into the checkpoint's chat template where it has one.
@@ -355,7 +355,7 @@ interface CalibratedDecoder extends DecoderSource {
  * Given encodings, and integers that are taken over, are those of the checkpoint's own values: they forbid a rotation that
  * nobody asked for.
  */
-function chooseRotation(
+export function chooseRotation(
   { recipe, outputs }: CompileOptions,
   { config, taken }: Pick<DecoderModel, 'config' | 'taken'>,
   statistics: ReadonlyMap<string, ValueStatistics>,
@@ -411,7 +411,7 @@ async function quantize(
 }
 
 /** What a SoC cannot do is changed where that costs only accuracy, and said. */
-function adaptRecipe(recipe: Recipe, soc: Soc, name: TargetName): { recipe: Recipe; remarks: string[] } {
+export function adaptRecipe(recipe: Recipe, soc: Soc, name: TargetName): { recipe: Recipe; remarks: string[] } {
   if (name !== 'qnn' || recipe.scheme === 'fp16' || recipe.cache === 8) return { recipe, remarks: [] };
   if (socSupports(soc, 'kv-s16')) return { recipe, remarks: [] };
   return {

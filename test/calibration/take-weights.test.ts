@@ -25,15 +25,14 @@ import { formatOf } from '../../targets/index.ts';
 import type { TargetName } from '../../targets/target.ts';
 import { demo } from '../cli/run-npuc.ts';
 import {
-  type FileTensor,
+  type PackOptions,
   packAwq,
   packBytes,
   packCompressed,
   packGptq,
+  packModel,
   type Quantized,
-  quantizeMatrix,
   realNumbers,
-  writeCheckpoint,
 } from '../compiler/import/quantized/pack-checkpoint.ts';
 
 let work: string;
@@ -43,13 +42,7 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(work, { recursive: true, force: true }));
 
-interface Case {
-  readonly quantization: object;
-  readonly pack: (matrix: Quantized) => Record<string, FileTensor>;
-  readonly options: Omit<Parameters<typeof quantizeMatrix>[3], 'order'> & { readonly actOrder?: boolean };
-}
-
-const CASES: Readonly<Record<string, Case>> = {
+const CASES: Readonly<Record<string, PackOptions>> = {
   gptq: {
     quantization: { quant_method: 'gptq', bits: 4, group_size: 64, sym: true, desc_act: false },
     pack: packGptq,
@@ -82,27 +75,9 @@ const CASES: Readonly<Record<string, Case>> = {
   },
 };
 
-/** The demo checkpoint as a quantizer leaves it: the layers' matrices as integers, norms and embedding as they are. */
 async function open(name: string): Promise<DecoderModel> {
-  const { quantization, pack, options } = CASES[name]!;
-  const source = await openCheckpoint(demo);
-  const matrices = new Map<string, Quantized>();
-  const parts: Record<string, FileTensor> = {};
-  for (const [key, tensor] of source.tensors) {
-    if (!key.endsWith('_proj.weight')) {
-      parts[key] = { dtype: tensor.dtype.toUpperCase(), shape: tensor.shape, bytes: tensor.read() };
-      continue;
-    }
-    const [outputs, inputs] = tensor.shape as [number, number];
-    const { actOrder, ...rest } = options;
-    const order = Array.from({ length: inputs }, (_, k) => (k * 7) % (inputs / rest.group!));
-    const matrix = quantizeMatrix(tensor.toFloats(), outputs, inputs, actOrder ? { ...rest, order } : rest);
-    matrices.set(key, matrix);
-    for (const [part, each] of Object.entries(pack(matrix))) parts[key.replace(/weight$/, part)] = each;
-  }
-  source.close();
-  quantized.set(name, matrices);
-  const folder = writeCheckpoint(join(work, name.replaceAll(' ', '-')), demo, parts, quantization);
+  const folder = join(work, name.replaceAll(' ', '-'));
+  quantized.set(name, await packModel(folder, demo, CASES[name]!));
   return readDecoderModel(await openCheckpoint(folder));
 }
 

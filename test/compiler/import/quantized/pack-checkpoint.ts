@@ -1,5 +1,6 @@
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { openCheckpoint } from '../../../../compiler/import/checkpoint.ts';
 import { numberToHalf } from '../../../../compiler/ir/dtype.ts';
 
 /**
@@ -182,7 +183,7 @@ export function packBytes(matrix: Quantized): Record<string, FileTensor> {
 }
 
 /** A .safetensors file: length of the header, the header, the tensors. */
-export function writeTensors(path: string, tensors: Readonly<Record<string, FileTensor>>): void {
+function writeTensors(path: string, tensors: Readonly<Record<string, FileTensor>>): void {
   let offset = 0;
   const header = Object.entries(tensors).map(([name, { dtype, shape, bytes }]) => {
     const entry = [name, { dtype, shape, data_offsets: [offset, offset + bytes.length] }] as const;
@@ -196,17 +197,50 @@ export function writeTensors(path: string, tensors: Readonly<Record<string, File
 }
 
 /** A folder with the config and tokenizer of `source`, the tensors, and the quantization that the config shall name. */
-export function writeCheckpoint(
+function writeCheckpoint(
   folder: string,
   source: string,
   tensors: Readonly<Record<string, FileTensor>>,
   quantization: object,
-): string {
+): void {
   mkdirSync(folder, { recursive: true });
   for (const name of ['tokenizer.json', 'tokenizer_config.json', 'generation_config.json'])
     copyFileSync(join(source, name), join(folder, name));
   const config = JSON.parse(readFileSync(join(source, 'config.json'), 'utf8')) as object;
   writeFileSync(join(folder, 'config.json'), JSON.stringify({ ...config, quantization_config: quantization }));
   writeTensors(join(folder, 'model.safetensors'), tensors);
-  return folder;
+}
+
+export interface PackOptions {
+  readonly quantization: object;
+  readonly pack: (matrix: Quantized) => Record<string, FileTensor>;
+  readonly options: Omit<Parameters<typeof quantizeMatrix>[3], 'order'> & { readonly actOrder?: boolean };
+}
+
+/**
+ * A checkpoint as a quantizer leaves it: the layers' matrices as integers, norms and embedding as they are.
+ * @returns the matrices, by weight name
+ */
+export async function packModel(
+  folder: string,
+  source: string,
+  { quantization, pack, options: { actOrder, ...options } }: PackOptions,
+): Promise<Map<string, Quantized>> {
+  const checkpoint = await openCheckpoint(source);
+  const matrices = new Map<string, Quantized>();
+  const parts: Record<string, FileTensor> = {};
+  for (const [key, tensor] of checkpoint.tensors) {
+    if (!key.endsWith('_proj.weight')) {
+      parts[key] = { dtype: tensor.dtype.toUpperCase(), shape: tensor.shape, bytes: tensor.read() };
+      continue;
+    }
+    const [outputs, inputs] = tensor.shape as [number, number];
+    const order = Array.from({ length: inputs }, (_, k) => (k * 7) % (inputs / options.group!));
+    const matrix = quantizeMatrix(tensor.toFloats(), outputs, inputs, actOrder ? { ...options, order } : options);
+    matrices.set(key, matrix);
+    for (const [part, each] of Object.entries(pack(matrix))) parts[key.replace(/weight$/, part)] = each;
+  }
+  checkpoint.close();
+  writeCheckpoint(folder, source, parts, quantization);
+  return matrices;
 }

@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { stringify } from 'yaml';
 import type { Argv } from 'yargs';
-import { makeRecipe } from '../calibration/recipe.ts';
+import { makeRecipe, type Recipe } from '../calibration/recipe.ts';
 import { defaultText } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
@@ -186,14 +186,7 @@ export function compileOptions(
   const targets = pickTargets(config.target);
   checkEmbedding(config, targets);
   checkProfile(config, targets);
-  const recipe = makeRecipe(config.scheme, {
-    cache: config.kv,
-    overrides: config.overrides,
-    ...(config.block === undefined ? {} : { block: config.block }),
-    ...(config.range === undefined ? {} : { range: config.range }),
-    ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
-    ...(config.rotation === undefined ? {} : { rotation: config.rotation }),
-  });
+  const recipe = recipeOf(config);
   return {
     source: config.source,
     out: config.out,
@@ -227,6 +220,18 @@ export function compileOptions(
     force: args.force,
     progress: createProgress(progressMode(args.quiet)),
   };
+}
+
+/** The recipe that a configuration asks for. @throws QT101, QT102 */
+export function recipeOf(config: CompileConfig): Recipe {
+  return makeRecipe(config.scheme, {
+    cache: config.kv,
+    overrides: config.overrides,
+    ...(config.block === undefined ? {} : { block: config.block }),
+    ...(config.range === undefined ? {} : { range: config.range }),
+    ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
+    ...(config.rotation === undefined ? {} : { rotation: config.rotation }),
+  });
 }
 
 /** @throws CL001 where a table beside the graphs would be no part of what is made */

@@ -84,4 +84,14 @@ for (const figure of document.querySelectorAll('figure.network')) {
     ring.classList.add('on');
   });
 }
+
+for (const figure of document.querySelectorAll('figure[data-readout]')) {
+  const readout = figure.querySelector('.readout');
+  const tell = (event) => {
+    const title = event.target.closest('a')?.querySelector('title');
+    if (title) readout.textContent = title.textContent;
+  };
+  figure.addEventListener('pointerover', tell);
+  figure.addEventListener('focusin', tell);
+}
 `;

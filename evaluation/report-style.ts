@@ -136,6 +136,15 @@ pre span { display: inline-block; } pre { margin: 0; padding: 14px 16px; backgro
 .legend-list { display: grid; grid-template-columns: max-content minmax(0, 76ch); gap: 6px 20px; margin-top: 10px; font-size: .88rem; color: var(--muted); }
 .legend-list dt { color: var(--ink); font-weight: 560; } .legend-list ul { margin: 0; padding-left: 1.1em; } .legend-list b { color: var(--ink); }
 
+.s0 { --c: var(--onnx); } .s1 { --c: var(--qnn); } .s2 { --c: var(--tflite); } .s3 { --c: var(--float); } .s4 { --c: var(--bad); } .s5 { --c: var(--mark-line); }
+.marks { display: flex; flex-wrap: wrap; gap: 4px 20px; margin-top: 12px; font-size: .9rem; font-weight: 560; }
+.scatter .plot { padding: 14px 20px 30px 72px; margin-top: 8px; } .chart { display: block; overflow: visible; }
+.spot { fill: var(--card); stroke: var(--c); stroke-width: 1.6; } .spot.filled { fill: var(--c); } .front { stroke: var(--muted); stroke-width: 1.2; stroke-dasharray: 4 3; }
+.chart a:focus { outline: none; } .chart a:focus .spot, .chart a:hover .spot { stroke: var(--ink); stroke-width: 2.6; }
+tr.chosen td { background: var(--good-tint); } tr.unfit td { color: var(--muted); } tr:target td { background: var(--mark); }
+#growth h3 { margin-top: 12px; } .timelines { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 220px), 1fr)); gap: 18px 24px; margin-top: 12px; }
+.timeline svg { display: block; margin-top: 6px; border-bottom: 1px solid var(--line); } .timeline .from { font-size: .78rem; } .area { fill: var(--c); } .area.decode { fill-opacity: .55; }
+
 @media (max-width: 560px) {
   main { padding: 24px 16px 48px; } h1 { font-size: 1.6rem; } section { margin-top: 36px; }
   .verdict { padding: 14px; gap: 10px; } .sentence { font-size: 1.05rem; } .facts { gap: 6px 22px; }

@@ -106,6 +106,7 @@ export const ERROR_TITLES = {
   RT102: 'cache is full',
   RT103: 'prompt is empty',
   RT104: 'no graph has that cache size',
+  RT105: 'cache cannot slide so',
   RT110: 'runtime refuses the model',
   RT111: 'runtime failed',
   RT112: 'logits are not finite',

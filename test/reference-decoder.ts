@@ -50,6 +50,25 @@ export function referenceLogits(
   tensors: ReadonlyMap<string, Tensor>,
   ids: readonly number[],
 ): Float64Array[] {
+  return slidingLogits(config, tensors, ids, { cache: ids.length, chunk: 1, sinks: 0, positions: 'global' });
+}
+
+/** A cache that holds so many tokens, in chunks: the oldest behind the sinks go when the next chunk has no room. */
+export interface SlidingCache {
+  readonly cache: number;
+  readonly chunk: number;
+  readonly sinks: number;
+  /** Whether a token's position is its place in the cache now, or its place in the text. */
+  readonly positions: 'cache' | 'global';
+}
+
+/** The same through a cache that slides. Keys are kept unrotated and turned when they are read. */
+export function slidingLogits(
+  config: DecoderConfig,
+  tensors: ReadonlyMap<string, Tensor>,
+  ids: readonly number[],
+  { cache: slots, chunk, sinks, positions }: SlidingCache,
+): Float64Array[] {
   const { headDim, heads, keyValueHeads, hiddenSize, epsilon } = config;
   const floats = new Map([...tensors].map(([name, tensor]) => [name, tensor.toFloats()]));
   const linear = (name: string, x: ArrayLike<number>): Float64Array => {
@@ -77,23 +96,33 @@ export function referenceLogits(
   };
   const add = (a: Float64Array, b: Float64Array): Float64Array => a.map((value, i) => value + b[i]!);
   const cache = Array.from({ length: config.layers }, () => ({
-    keys: [] as Float64Array[],
+    keys: [] as { readonly key: Float64Array; readonly position: number }[],
     values: [] as Float64Array[],
   }));
   return ids.map((id, position) => {
+    const held = cache[0]!.keys.length;
+    const excess = position % chunk === 0 ? held + chunk - slots : 0;
+    if (excess > 0) {
+      for (const { keys, values } of cache) {
+        keys.splice(sinks, excess);
+        values.splice(sinks, excess);
+      }
+    }
     let stream: Float64Array = Float64Array.from(
       floats.get('model.embed_tokens.weight')!.subarray(id * hiddenSize, (id + 1) * hiddenSize),
     );
     cache.forEach(({ keys, values }, layer) => {
       const at = `model.layers.${layer}`;
       const x = norm(`${at}.input_layernorm`, stream);
-      const query = rotate(linear(`${at}.self_attn.q_proj`, x), position);
-      keys.push(rotate(linear(`${at}.self_attn.k_proj`, x), position));
+      keys.push({ key: linear(`${at}.self_attn.k_proj`, x), position });
       values.push(linear(`${at}.self_attn.v_proj`, x));
+      const place = (slot: number): number => (positions === 'cache' ? slot : keys[slot]!.position);
+      const query = rotate(linear(`${at}.self_attn.q_proj`, x), place(keys.length - 1));
+      const turned = keys.map(({ key }, slot) => rotate(key, place(slot)));
       const mixed = new Float64Array(heads * headDim);
       for (let head = 0; head < heads; head++) {
         const shared = Math.floor(head / (heads / keyValueHeads));
-        const scores = keys.map((key) => {
+        const scores = turned.map((key) => {
           let sum = 0;
           for (let i = 0; i < headDim; i++) sum += query[head * headDim + i]! * key[shared * headDim + i]!;
           return Math.exp(sum / Math.sqrt(headDim));

@@ -3,6 +3,7 @@ import { rotaryTables } from '../import/huggingface/rope.ts';
 import type { DType, TypedArray } from '../ir/dtype.ts';
 import { type Encoding, integerRange, roundEven } from '../ir/encoding.ts';
 import { elementCount, type TensorData, toFloats } from '../ir/tensor.ts';
+import { rotateKeys } from './rotate-keys.ts';
 import type { PortInfo, Runner } from './runner.ts';
 
 /** The value added to scores where a token must not look: small enough for 16-bit formats (facts qnn-htp 2, "Mask"). */
@@ -16,7 +17,7 @@ export interface DecoderProtocol {
   readonly vocabSize: number;
   /** The whole context, in tokens: the cache of the largest graphs. */
   readonly cache: number;
-  readonly rotary: 'in-graph' | 'half' | 'full';
+  readonly rotary: 'in-graph' | 'half' | 'full' | 'stacked';
   /** Inverse rotary frequencies, headDim / 2 of them. */
   readonly frequencies: readonly number[];
   readonly names: {
@@ -25,6 +26,7 @@ export interface DecoderProtocol {
     readonly positions?: string;
     readonly cos?: string;
     readonly sin?: string;
+    readonly rope?: string;
     readonly logits: string;
     readonly pastKey: readonly string[];
     readonly pastValue: readonly string[];
@@ -33,8 +35,11 @@ export interface DecoderProtocol {
   };
   readonly keyTimeAxis: number;
   readonly valueTimeAxis: number;
-  /** Set where graphs take whole caches and give them back with the new rows in them. */
-  readonly update?: 'in-graph';
+  /**
+   * Set where graphs take whole caches and give them back with the new rows in them: at the first new token's position, or
+   * behind all others. Where they shift, graphs see their own tokens besides the cache, and the newest token is in its last slot.
+   */
+  readonly update?: 'in-graph' | 'shift';
   /** The mask's value where a token must not look; MASK_VALUE by default. */
   readonly masked?: number;
 }
@@ -78,6 +83,8 @@ export class DecoderSession {
   readonly #encodings: ReadonlyMap<string, Encoding>;
   readonly #caches: Map<string, TensorData> = new Map();
   #length = 0;
+  /** How far the positions of new tokens are ahead of their slots: global positions after the cache slid. */
+  #ahead = 0;
   /** Slots of the caches now. */
   #cache = 0;
   #pinned: number | undefined;
@@ -139,9 +146,46 @@ export class DecoderSession {
   /** Empties the cache: zeros, or the integer that stands for zero. */
   reset(): void {
     this.#length = 0;
+    this.#ahead = 0;
     this.#cache = this.#pinned ?? this.#graphs[0]!.cache;
     const { names } = this.protocol;
     for (const name of [...names.pastKey, ...names.pastValue]) this.#caches.set(name, this.#emptyCache(name));
+  }
+
+  /**
+   * Drops tokens behind the first `sinks` ones, and moves those after them up. Keys are kept rotated: with `cache` positions
+   * those that move are rotated back to their new slots, so that no position exceeds the cache; with `global` positions they
+   * stay, and new tokens go on counting.
+   * @throws RT105 when there are not so many tokens, or a graph makes its own rotary tables and these end
+   */
+  slide(sinks: number, count: number, positions: 'cache' | 'global'): void {
+    const left = this.#length - sinks - count;
+    if (sinks < 0 || count < 1 || left < 0) {
+      throw new NpucError('RT105', {
+        message: `${count} tokens behind ${sinks} cannot be dropped: the cache holds ${this.#length}`,
+      });
+    }
+    const { names, keyTimeAxis, valueTimeAxis } = this.protocol;
+    for (const [list, axis, isKey] of [
+      [names.pastKey, keyTimeAxis, true],
+      [names.pastValue, valueTimeAxis, false],
+    ] as const) {
+      for (const name of list) {
+        const cache = this.#caches.get(name)!;
+        copySlots(cache, sinks + count, cache, sinks, left, axis);
+        if (isKey && positions === 'cache') {
+          const { frequencies } = this.protocol;
+          rotateKeys(
+            cache,
+            { timeAxis: axis, frequencies, by: -count },
+            [sinks, sinks + left],
+            this.#encodings.get(name),
+          );
+        }
+      }
+    }
+    this.#length -= count;
+    if (positions === 'global') this.#ahead += count;
   }
 
   /** One cache of the present size. */
@@ -263,7 +307,7 @@ export class DecoderSession {
       feeds[name] = this.#encode(name, shape, data);
     };
     const padded = Array.from({ length: size }, (_, i) => ids[i] ?? 0);
-    const positions = padded.map((_, i) => this.#length + i);
+    const positions = padded.map((_, i) => this.#ahead + this.#length + i);
     const rowPort = this.#encodings.get(names.tokens);
     if (this.#integerRows && rowPort) {
       const data = this.#integerRows(padded, rowPort);
@@ -276,6 +320,12 @@ export class DecoderSession {
     }
     give(names.mask, [1, 1, size, cache], this.#mask(size, past, ids.length));
     if (protocol.rotary === 'in-graph') {
+      if (this.#ahead + this.#length + ids.length > protocol.cache) {
+        throw new NpucError('RT105', {
+          message: `the graphs have rotary tables for ${protocol.cache} positions, global positions go beyond them`,
+          hint: 'use cache positions, or graphs made for a longer context',
+        });
+      }
       // Padding rows may lie past the table; their result is never used.
       const held = positions.map((position) => Math.min(position, protocol.cache - 1));
       const { shape } = runner.inputs.find(({ name }) => name === names.positions)!;

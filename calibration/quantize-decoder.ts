@@ -14,6 +14,7 @@ import { storeWeightsF16 } from '../passes/store-weights-f16.ts';
 import { adoptEncodings, adoptWeights, widthsOf } from './adopt-encodings.ts';
 import { compensateDecoder } from './compensate-decoder.ts';
 import { addHistograms, type CollectOptions, translateStatistics } from './decoder-statistics.ts';
+import { type Decision, describeDecisions } from './describe-decisions.ts';
 import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import type { GivenEncodings } from './read-encodings.ts';
@@ -45,6 +46,8 @@ export interface QuantizedDecoder {
   readonly plan: Plan;
   readonly weightEncodings: ReadonlyMap<string, Encoding>;
   readonly migration: Migration;
+  /** How every encoding came about. */
+  explain(): Decision[];
   /** A module with one lowered, prepared and encoded graph; weights are shared between calls by tensor identity. */
   stamp(request: GraphRequest): Module;
   /** The same graph in float, outliers migrated as in the quantized one: the reference for values. */
@@ -165,6 +168,13 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plan,
     weightEncodings,
     migration,
+    explain: () =>
+      describeDecisions({
+        ...{ graph, opset: OPSET, plan, recipe, format, statistics, weightEncodings, migration },
+        compensated: new Set([...rounded.keys()].filter((name) => !fit.fitted.has(name))),
+        taken: new Set(fit.fitted.keys()),
+        layers: config.layers,
+      }),
     lowerFloat: (request) => lowerFloat(request, migration.weights),
     stamp: (request) => {
       const module = lower(request);

@@ -9,6 +9,7 @@ import type { Tensors } from '../compiler/runtime/runner.ts';
 import { adoptEncodings, adoptWeights, widthsOf } from './adopt-encodings.ts';
 import { type CompensatedWeight, compensateWeights } from './compensate-weights.ts';
 import { correctBiases, replaceBiases } from './correct-biases.ts';
+import { type Decision, describeDecisions } from './describe-decisions.ts';
 import { equalizeLayers } from './equalize-layers.ts';
 import { collectGraphStatistics } from './graph-statistics.ts';
 import { dropEncodings, findHalfFloats } from './keep-half-floats.ts';
@@ -29,6 +30,8 @@ export interface QuantizedGraph {
   readonly recipe: Recipe;
   readonly format: NumberFormat;
   readonly plan: Plan;
+  /** How every encoding came about. */
+  explain(): Decision[];
 }
 
 export interface QuantizeGraphInputs {
@@ -61,7 +64,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   const float = cloneModule(inputs.module);
   if (recipe.scheme === 'fp16') {
     const plan = { activations: new Map(), weights: new Map(), tables: new Set<string>(), remarks: [] };
-    return { module: cloneModule(float), float, recipe, format, plan };
+    return { module: cloneModule(float), float, recipe, format, plan, explain: () => [] };
   }
   requireSingle(float.graph());
   separateBiases(float.graph());
@@ -84,7 +87,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
         ...(inputs.open ? { open: inputs.open } : {}),
       });
   const halves = new Set<string>();
-  const quantize = async (chosen: Recipe): Promise<{ module: Module; plan: Plan }> => {
+  const quantize = async (chosen: Recipe): Promise<{ module: Module; plan: Plan; explain: () => Decision[] }> => {
     const module = cloneModule(float);
     const graph = module.graph();
     prepareGraph(graph, opset, chosen, format, statistics);
@@ -95,7 +98,13 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     if (given) adoptWeights(given.encodings, graph, plan, format, weights);
     replaceBiases(graph, await correctBiases(float, weights, inputs.feeds, rounded, inputs.open));
     applyPlan(graph, opset, plan, weights);
-    return { module, plan: { ...plan, activations: dropEncodings(graph, halves, plan.activations) } };
+    const kept = { ...plan, activations: dropEncodings(graph, halves, plan.activations) };
+    const explain = (): Decision[] =>
+      describeDecisions({
+        ...{ graph, opset, plan: kept, recipe: chosen, format, statistics, weightEncodings: weights },
+        compensated: new Set(rounded.keys()),
+      });
+    return { module, plan: kept, explain };
   };
   // The rows of an image are no rows of a language model: what 8 bits cost is measured, not guessed from them.
   const overrides = [
@@ -132,14 +141,14 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
           ...(inputs.onProgress ? { onProgress: inputs.onProgress } : {}),
         })
       : { overrides: [], remarks: [] };
-  const { module, plan } = await quantize({ ...measured, overrides: [...overrides, ...promotions.overrides] });
+  const { module, plan, explain } = await quantize({ ...measured, overrides: [...overrides, ...promotions.overrides] });
   const remarks = [
     ...halfRemarks,
     ...promotions.remarks,
     ...plan.remarks,
     ...describeFloatNodes(module.graph(), opset),
   ];
-  return { module, float, recipe, format, plan: { ...plan, remarks } };
+  return { module, float, recipe, format, plan: { ...plan, remarks }, explain };
 }
 
 /** What the target takes at one width only. */

@@ -4,6 +4,7 @@ import { compileCommand } from './compile.ts';
 import { demoCommand } from './demo.ts';
 import { diffCommand } from './diff.ts';
 import { doctorCommand } from './doctor.ts';
+import { explainCommand } from './explain.ts';
 import { generateCommand } from './generate.ts';
 import { inspectCommand } from './inspect.ts';
 import { toolchainCommand } from './toolchain.ts';
@@ -21,6 +22,7 @@ export const COMMANDS: readonly Command[] = [
   compileCommand,
   inspectCommand,
   diffCommand,
+  explainCommand,
   generateCommand,
   bundleCommand,
   toolchainCommand,

@@ -41,6 +41,8 @@ import { type Soc, socSupports } from '../../targets/socs.ts';
 import type { EmbeddingChoice, ManifestTarget, Profile, TargetName } from '../../targets/target.ts';
 import type { OutputOptions } from '../output-options.ts';
 import { addDecoderNpu, npuVersions, withNpu } from './add-npu.ts';
+import { type CalibratedDecoder, calibrateDecoder } from './calibrate-decoder.ts';
+import { writeDecisions } from './explain-value.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
 import { reproduceCommand } from './reproduce-command.ts';
@@ -223,7 +225,8 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     }
     const tokenizer = writeTokenizer(checkpoint.tokenizerFiles, output.partial);
     if (evaluated) progress.stage('evaluate');
-    const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer]
+    const plan = writeDecisions(output.partial, decoders);
+    const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer, plan]
       .sort()
       .map((path) => describeFile(output.partial, path));
     const report =

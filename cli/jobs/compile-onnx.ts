@@ -27,6 +27,7 @@ import { findToolchain, requireToolchain, type Toolchain } from '../../targets/q
 import type { TargetName } from '../../targets/target.ts';
 import { addModelNpu, npuVersions, withNpu } from './add-npu.ts';
 import type { CompileOptions } from './compile-decoder.ts';
+import { writeDecisions } from './explain-value.ts';
 import { openModel } from './open-model.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { npuFlags, quote } from './reproduce-command.ts';
@@ -140,8 +141,7 @@ export async function compileOnnx(options: CompileOptions, bind: readonly string
         progress.note(`${target.name} is left out: ${error.message}`);
       }
     }
-    const files = Object.values(manifests)
-      .flatMap((manifest) => manifest.files)
+    const files = [...Object.values(manifests).flatMap(({ files }) => files), writeDecisions(output.partial, graphs)]
       .sort()
       .map((path) => describeFile(output.partial, path));
     const reports: Partial<Record<TargetName, ModelTargetReport>> = {};

@@ -1,5 +1,15 @@
 import { createHash } from 'node:crypto';
-import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync, utimesSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeSync,
+} from 'node:fs';
 import { cacheFolder, PARTIAL, pruneCache } from '../compiler/cache.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import { FileSource, Tensor } from '../compiler/ir/tensor.ts';
@@ -83,9 +93,8 @@ const HEADER_BYTES = 16 << 20;
 function readEntry(path: string, encodings: ReadonlyMap<string, Encoding>): Map<string, Tensor> | undefined {
   if (!existsSync(path)) return undefined;
   try {
-    // The time of use first: a file that changes once it is open is not read again.
-    const now = new Date();
-    utimesSync(path, now, now);
+    // The time of use, not that of change: who has the file open takes one that changed for another.
+    utimesSync(path, new Date(), statSync(path).mtime);
     const file = new FileSource(path);
     const head = Buffer.from(file.read(0, Math.min(file.size, HEADER_BYTES)));
     const end = head.indexOf('\n');

@@ -28,7 +28,8 @@ export function pruneCache(folder: string, limitBytes: number, keep: string): vo
   for (const name of readdirSync(folder)) {
     const path = join(folder, name);
     try {
-      const used = statSync(path).mtimeMs;
+      const { atimeMs, mtimeMs } = statSync(path);
+      const used = Math.max(atimeMs, mtimeMs);
       if (name.startsWith(PARTIAL)) {
         if (Date.now() - used > DAY_MS) rmSync(path, { recursive: true, force: true });
         continue;

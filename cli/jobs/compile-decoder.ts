@@ -41,7 +41,6 @@ import { type Soc, socSupports } from '../../targets/socs.ts';
 import type { EmbeddingChoice, ManifestTarget, Profile, TargetName } from '../../targets/target.ts';
 import type { OutputOptions } from '../output-options.ts';
 import { addDecoderNpu, npuVersions, withNpu } from './add-npu.ts';
-import { type CalibratedDecoder, calibrateDecoder } from './calibrate-decoder.ts';
 import { writeDecisions } from './explain-value.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';

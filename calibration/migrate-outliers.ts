@@ -1,6 +1,7 @@
 import { Tensor, transposeTensor } from '../compiler/ir/tensor.ts';
 import type { Kernels } from '../compiler/kernels/kernels.ts';
 import { type NumberFormat, type Recipe, usableForm, type WeightForm } from './recipe.ts';
+import type { MovedScale } from './search-cache.ts';
 import type { ChannelStatistics, Statistics, ValueStatistics } from './statistics.ts';
 import { searchWeight, weightRows } from './weights.ts';
 
@@ -56,6 +57,8 @@ export interface Migration {
   readonly statistics: Map<string, ValueStatistics>;
   /** Exponent chosen at each site. */
   readonly exponents: ReadonlyMap<string, number>;
+  /** The same with the scales that moved. */
+  readonly moved: ReadonlyMap<string, MovedScale>;
 }
 
 /** At most this many output channels of a weight take part in the search for an exponent: evenly spaced ones. */
@@ -66,6 +69,7 @@ const CANDIDATES = [0, 0.25, 0.5, 0.75] as const;
  * Moves outliers from activations into weights. With a fixed exponent a: s_k = max|x_k|^a / max|w_k|^(1-a)
  * (SmoothQuant, 2211.10438 eq. 4). With `search`: s_k = rms(x_k)^a, the exponent that leaves the least activation-weighted
  * weight error at the planned width (AWQ, 2306.00978 eq. 4 and 5). The model's float function is unchanged.
+ * @param known what an earlier search has found: nothing is searched then
  */
 export async function migrateOutliers(
   weights: ReadonlyMap<string, Tensor>,
@@ -74,14 +78,21 @@ export async function migrateOutliers(
   recipe: Recipe,
   format: NumberFormat,
   kernels: Kernels,
+  known?: ReadonlyMap<string, MovedScale>,
 ): Promise<Migration> {
-  const result = { weights: new Map(weights), statistics: new Map(statistics), exponents: new Map<string, number>() };
+  const result = {
+    weights: new Map(weights),
+    statistics: new Map(statistics),
+    exponents: new Map<string, number>(),
+    moved: new Map<string, MovedScale>(),
+  };
   if (recipe.migration === 0) return result;
   for (const site of sites) {
     const channels = result.statistics.get(site.value)?.channels;
     if (!channels) continue;
     const { scales, exponent } =
-      recipe.migration === 'search'
+      known?.get(site.value) ??
+      (recipe.migration === 'search'
         ? await searchExponent(
             result.weights,
             site,
@@ -92,9 +103,10 @@ export async function migrateOutliers(
         : {
             scales: smoothScales(result.weights, site, channels, recipe.migration, kernels),
             exponent: recipe.migration,
-          };
+          });
     result.exponents.set(site.value, exponent);
-    if (exponent === 0) continue;
+    result.moved.set(site.value, { exponent, ...(exponent === 0 || !scales ? {} : { scales }) });
+    if (exponent === 0 || !scales) continue;
     applyScales(result.weights, result.statistics, site, scales);
   }
   return result;

@@ -20,6 +20,7 @@ import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts'
 import type { GivenEncodings } from './read-encodings.ts';
 import type { NumberFormat, Recipe } from './recipe.ts';
 import { cachedRounding } from './rounding-cache.ts';
+import { cachedEncodings, cachedMigration, type SearchKey } from './search-cache.ts';
 import type { Statistics, ValueStatistics } from './statistics.ts';
 import type { StatisticsKey } from './statistics-cache.ts';
 import { adoptFitted, describeLoss, fitWeights, requireFit } from './take-weights.ts';
@@ -100,13 +101,13 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   const asked = given ? withWidths(inputs, given) : inputs.recipe;
   // Scale that moves into a weight would lift its integers off their grid.
   const recipe: Recipe = fit.fitted.size > 0 ? { ...asked, migration: 0 } : asked;
-  const migration = await migrateOutliers(
-    inputs.weights,
-    decoderSites(config.layers),
-    inputs.statistics,
-    recipe,
-    format,
-    kernels,
+  // Encodings and integers from elsewhere are not part of what the searches depend on.
+  const search: SearchKey | undefined =
+    inputs.cacheKey && !given && fit.fitted.size === 0
+      ? { ...inputs.cacheKey, recipe, format: format.name, contract: contract.name }
+      : undefined;
+  const migration = await cachedMigration(search, (known) =>
+    migrateOutliers(inputs.weights, decoderSites(config.layers), inputs.statistics, recipe, format, kernels, known),
   );
   let plain: Map<string, ValueStatistics> = migration.statistics;
   if (recipe.range !== 'min-max' && recipe.activation === 8) {
@@ -138,16 +139,12 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
   const own = planQuantization(graph, OPSET, recipe, format, statistics, EMBEDDINGS);
   // A target may have no place for some values of another one's contract: they are known all the same.
   const planned = adoptFitted(given ? adoptEncodings(given, graph, own, format, knownNames(inputs)) : own, fit);
-  const pool = openPool(inputs);
-  const weightEncodings = await encodeWeights(
-    model.graph(),
-    planned,
-    statistics,
-    kernels,
-    inputs.onWeight,
-    pool,
-    fit.fitted,
-  ).finally(() => pool?.close());
+  const weightEncodings = await cachedEncodings(search, () => {
+    const pool = openPool(inputs);
+    return encodeWeights(model.graph(), planned, statistics, kernels, inputs.onWeight, pool, fit.fitted).finally(() =>
+      pool?.close(),
+    );
+  });
   if (given) adoptWeights(given, graph, planned, format, weightEncodings);
   const embed = inputs.embed ?? lookUpRows(inputs.weights.get('model.embed_tokens.weight')!);
   const free = new Map([...weightEncodings].filter(([name]) => !fit.fitted.has(name)));

@@ -180,7 +180,9 @@ export function translateStatistics(
   for (const [name, seen] of statistics) if (!/^(past|new)_(key|value)_\d+$/.test(name)) result.set(name, seen);
   const fixed = (min: number, max: number): ValueStatistics => ({ min, max, typical: max - min });
   result.set(contract.names.mask, fixed(MASK_VALUE, 0));
-  for (const name of [contract.names.cos, contract.names.sin]) if (name) result.set(name, fixed(-1, 1));
+  const { cos, sin, rope } = contract.names;
+  for (const name of [cos, sin, ...(rope ? [rope, 'rope.cos', 'rope.sin'] : [])])
+    if (name) result.set(name, fixed(-1, 1));
   if (contract.embedding === 'embeds') result.set(contract.names.tokens, statistics.get('embedding')!);
   for (let layer = 0; layer < layers; layer++) {
     const at = `layers.${layer}`;

@@ -65,7 +65,7 @@ export const compileCommand: Command = {
       .option(
         'profile',
         textFlag(
-          'what TFLite graphs of a checkpoint are for: npu (default), or litert-lm, which npuc bundle litertlm packs',
+          'TFLite graphs of a checkpoint: npu (default), litert-lm (npuc bundle litertlm packs it), mediatek (128t512c 1t512c; --split makes shards)',
         ),
       )
       .option('io', textFlag('TFLite ports: float or quantized (default float)'))
@@ -130,6 +130,7 @@ export const compileCommand: Command = {
       if (options.targets.includes('hf')) {
         throw new NpucError('CL001', {
           message: '--target hf writes the checkpoint of a language model, and this is an ONNX model',
+      .example('$0 compile ./SmolLM2 --target tflite --profile mediatek --scheme w8a16 --split 2', '')
           hint: '--target onnx writes the quantized model',
         });
       }
@@ -251,9 +252,9 @@ function checkEmbedding({ embedding, splitEmbedding }: CompileConfig, targets: r
   }
 }
 
-/** @throws CL001 where LiteRT-LM's graphs cannot be what is asked for */
+/** @throws CL001 where a profile's graphs cannot be what is asked for */
 function checkProfile(
-  { profile, io, cache, source }: Pick<CompileConfig, 'profile' | 'io' | 'cache' | 'source'>,
+  { profile, io, cache, source, scheme }: Pick<CompileConfig, 'profile' | 'io' | 'cache' | 'source' | 'scheme'>,
   targets: readonly TargetName[],
 ): void {
   if (profile === 'npu') return;
@@ -263,10 +264,10 @@ function checkProfile(
   if (!targets.includes('tflite'))
     refuse(`--profile ${profile} is for the tflite target, which is not asked for`, 'add --target tflite');
   if (source?.endsWith('.onnx')) refuse(`--profile ${profile} is for checkpoints, not for ONNX models`, 'leave it out');
-  if (io === 'quantized')
+  if (profile === 'litert-lm' && io === 'quantized')
     refuse('LiteRT-LM takes a mask and gives logits of floats: --io quantized has nothing to change', 'leave --io out');
   if (new Set(cache).size > 1)
-    refuse('LiteRT-LM has one cache for all graphs: --cache takes one size', 'compile once for each cache');
+    refuse(`--profile ${profile} has one cache for all graphs: --cache takes one size`, 'compile once for each cache');
 }
 
 /** Targets asked for, or all that this machine can make. */
@@ -277,3 +278,9 @@ function pickTargets(asked: readonly TargetName[] | undefined): TargetName[] {
   }
   return findToolchain('qnn') ? ['onnx', 'tflite', 'qnn'] : ['onnx', 'tflite'];
 }
+  if (profile === 'mediatek' && !/a16$/.test(scheme)) {
+    throw new NpucError('CL001', {
+      message: `--profile mediatek has 16-bit activations, --scheme ${scheme} has not`,
+      hint: '--scheme w8a16, or w4a16',
+    });
+  }

@@ -122,6 +122,9 @@ const LISTS: ReadonlySet<string> = new Set(['npu', 'bind', 'tokens', 'cache', 't
 
 const NAMES = ['npuc.config.yaml', 'npuc.config.yml', 'npuc.config.json', 'npuc.config.mjs'];
 
+/** The shapes of MediaTek's public flow, 128t512c and 1t512c: there the cache is what lies before a graph's own tokens. */
+const MEDIATEK: CompileConfigInput = { tokens: [128], cache: [512] };
+
 /** A configuration as it was read, and the file that it was read from. */
 export interface ConfigFile {
   readonly path?: string;
@@ -172,7 +175,8 @@ export function mergeConfig(
       .filter(([key, value]) => known.includes(key) && value !== undefined)
       .map(([key, value]) => [key, Array.isArray(value) && !LISTS.has(key) ? value.at(-1) : value]),
   );
-  const parsed = compileConfig.safeParse({ ...file, ...given });
+  const { profile } = { ...file, ...given } as CompileConfigInput;
+  const parsed = compileConfig.safeParse({ ...(profile === 'mediatek' ? MEDIATEK : {}), ...file, ...given });
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0]!;
   if (issue.code === 'unrecognized_keys' && issue.path.length === 0) {

@@ -20,7 +20,9 @@ export async function compareGraphValues(
   cache: number,
   window: readonly number[],
 ): Promise<ValueComparison[]> {
-  const request = { name: 'taps', tokens: chunk, cache, logits: 'all' as const };
+  // Graphs that shift see their own tokens besides the cache.
+  const seen = decoder.contract.update === 'shift' ? cache + chunk : cache;
+  const request = { name: 'taps', tokens: chunk, cache: seen, logits: 'all' as const };
   const quantized = decoder.stamp(request);
   const float = decoder.lowerFloat(request);
   const names = float.graph().nodes.flatMap((node) => node.outputs.map((output) => output!.name));

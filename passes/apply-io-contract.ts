@@ -154,13 +154,31 @@ class ContractLowering {
       });
       return this.reshape(name, rows, [1, 1, tokens, half]);
     };
-    if (contract.rotary === 'in-graph') {
+    if (contract.rotary === 'stacked') {
+      const rope_ = graph.addInput(contract.names.rope!, tensorType('f32', [1, 2, tokens, 2 * half]));
+      this.#rotary = { cos: this.tableOf(rope_, 0, half), sin: this.tableOf(rope_, 1, half) };
+    } else if (contract.rotary === 'in-graph') {
       this.#rotary = { cos: gather('rope_cos', rope.input(1)), sin: gather('rope_sin', rope.input(2)) };
     } else {
       const type = tensorType('f32', contract.rotary === 'half' ? [1, 1, tokens, half] : [1, tokens, 1, 2 * half]);
       this.#rotary = { cos: graph.addInput(contract.names.cos!, type), sin: graph.addInput(contract.names.sin!, type) };
     }
     return this.#rotary;
+  }
+
+  /** Cosines or sines of a stacked table, [1,1,t,hd/2]: both halves of its rows are the same. */
+  tableOf(table: Value, index: number, half: number): Value {
+    const bound = (name: string, values: readonly number[]): Value =>
+      this.graph.find(name) ?? this.graph.addConstant(name, Tensor.of('i64', [values.length], values));
+    const bounds = [
+      bound(`rope.from.${index}`, [index, 0]),
+      bound(`rope.to.${index}`, [index + 1, half]),
+      bound('rope.axes', [1, 3]),
+    ];
+    return this.graph.emit('Slice', [table, ...bounds], {
+      name: index === 0 ? 'rope.cos' : 'rope.sin',
+      type: tensorType('f32', [1, 1, this.tokens, half]),
+    });
   }
 
   emit(
@@ -274,7 +292,7 @@ class ContractLowering {
     const q = this.rotatedRows(query, `${at}.q_rope`);
     const k = this.rotatedRows(key, `${at}.k_rope`);
     const queryHeads = q.headMajor ?? this.permute(`${at}.q_rope.by_head`, q.rows!, [0, 2, 1, 3], node);
-    const inGraph = contract.update === 'in-graph';
+    const inGraph = contract.update === 'in-graph' || contract.update === 'shift';
     const [keyRows, valueRows] = inGraph
       ? [`${at}.keys.new`, `${at}.values.new`]
       : [names.newKey(layer), names.newValue(layer)];
@@ -288,8 +306,10 @@ class ContractLowering {
           node,
         );
     const newValue = this.permute(valueRows, this.rowsOf(value), contract.value.order, node);
-    const grow = (...values: Parameters<ContractLowering['appendState']>): Value =>
-      inGraph ? this.updateState(...values) : this.appendState(...values);
+    const grow = (...values: Parameters<ContractLowering['appendState']>): Value => {
+      if (contract.update === 'shift') return this.shiftState(...values);
+      return inGraph ? this.updateState(...values) : this.appendState(...values);
+    };
     const keys = grow(
       `key_${layer}`,
       newKey,
@@ -395,6 +415,32 @@ class ContractLowering {
     }
     graph.states.set(state, { input: past, output: updated });
     return updated;
+  }
+
+  /**
+   * A cache whose newest token is in the last slot: the new rows go behind all others, the oldest ones fall out.
+   *
+   *     cache, rows -> Concat(cache, rows), which attention looks at; out goes all of it but the first rows
+   */
+  shiftState(
+    state: string,
+    fresh: Value,
+    pastName: string,
+    newName: string,
+    axis: number,
+    role: string,
+    node: Node,
+  ): Value {
+    const { graph, tokens, cache } = this;
+    const along = (length: number): number[] => fresh.dims.map((dim, i) => (i === axis ? length : dim));
+    const past = this.replacePast(state, pastName, along(cache - tokens));
+    const whole = this.emit('Concat', role, [past, fresh], along(cache), node, { axis: intAttribute(axis) });
+    const vector = (name: string, value: number): Value =>
+      graph.find(name) ?? graph.addConstant(name, Tensor.of('i64', [1], [value]));
+    const bounds = [vector(`slot.${tokens}`, tokens), vector(`slot.${cache}`, cache), vector(`axis.${axis}`, axis)];
+    const kept = this.emit('Slice', newName, [whole, ...bounds], along(cache - tokens), node);
+    graph.states.set(state, { input: past, output: kept });
+    return whole;
   }
 
   /** The position of the first new token, a vector of one, made once for all layers. */

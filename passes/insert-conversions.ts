@@ -56,5 +56,5 @@ export function insertCacheConversions(graph: Graph, isNeeded: (output: Value) =
 /** What writes new rows into a cache inside the graph, behind an output that is the whole cache. */
 function updateOf(output: Value): Node | undefined {
   const maker = output.producer?.op === 'Slice' ? output.producer.input(0).producer : output.producer;
-  return maker?.op === 'TensorScatter' ? maker : undefined;
+  return maker?.op === 'TensorScatter' || (maker?.op === 'Concat' && maker !== output.producer) ? maker : undefined;
 }

@@ -4,19 +4,21 @@
  * `compiler/runtime/decoder-session` feeds it.
  */
 export interface IoContract {
-  readonly name: 'plain' | 'genie' | 'litert-npu' | 'litert-lm';
+  readonly name: 'plain' | 'genie' | 'litert-npu' | 'litert-lm' | 'mediatek';
   /** Token ids looked up in the graph, or embedding rows looked up by the host. */
   readonly embedding: 'ids' | 'embeds';
   /**
    * Where cosine and sine come from: gathered in the graph by position, given as [1,1,t,hd/2] (half), or given as
-   * [1,t,1,hd] with the sign folded into the sine (full: rot = concat(b, a)).
+   * [1,t,1,hd] with the sign folded into the sine (full: rot = concat(b, a)), or given as one input [1,2,t,hd] of cosines
+   * and sines (stacked).
    */
-  readonly rotary: 'in-graph' | 'half' | 'full';
+  readonly rotary: 'in-graph' | 'half' | 'full' | 'stacked';
   /**
    * Who writes new keys and values into a cache: the host, from the new rows that a graph gives (the default), or the graph,
-   * which takes whole caches and gives them back with the new rows written at the first new token's position.
+   * which takes whole caches and gives them back with the new rows written at the first new token's position (in-graph), or
+   * put behind all others, which move forward and fall out at the front (shift: the last slot is the newest one).
    */
-  readonly update?: 'host' | 'in-graph';
+  readonly update?: 'host' | 'in-graph' | 'shift';
   /** What is added to the scores of a token that must not be seen, where it is not the usual one. */
   readonly masked?: number;
   /** Whether prefill graphs give logits for all positions or only decode graphs give them. */
@@ -27,6 +29,7 @@ export interface IoContract {
     readonly positions?: string;
     readonly cos?: string;
     readonly sin?: string;
+    readonly rope?: string;
     readonly logits: string;
     readonly pastKey: (layer: number) => string;
     readonly pastValue: (layer: number) => string;
@@ -143,6 +146,34 @@ export const litertLmContract: IoContract = {
     // Values of a graph have names of their own; the signature's output has its input's.
     newKey: (layer) => `kv_cache_k_${layer}.updated`,
     newValue: (layer) => `kv_cache_v_${layer}.updated`,
+  },
+  key: { order: [0, 2, 1, 3], timeAxis: 2, toOperand: [0, 1, 3, 2] },
+  value: { order: [0, 2, 1, 3], timeAxis: 2 },
+  lead: 'batch-first',
+};
+
+/**
+ * MediaTek's open language-model flow (facts edgeinfinite 4.1): embedding rows and one table of cosines and sines in, caches
+ * of one size in every graph whose newest token is in the last slot. The graph looks at the whole cache and at its own
+ * tokens, and gives the cache back without its oldest ones.
+ */
+export const mediatekContract: IoContract = {
+  name: 'mediatek',
+  embedding: 'embeds',
+  rotary: 'stacked',
+  update: 'shift',
+  // What its runner writes into a float mask; in integers it is the lowest number, as -32768 is there.
+  masked: -100,
+  logits: 'all',
+  names: {
+    tokens: 'hidden',
+    mask: 'mask',
+    rope: 'rope',
+    logits: 'logits',
+    pastKey: (layer) => `cache_k_${layer}`,
+    pastValue: (layer) => `cache_v_${layer}`,
+    newKey: (layer) => `new_cache_k_${layer}`,
+    newValue: (layer) => `new_cache_v_${layer}`,
   },
   key: { order: [0, 2, 1, 3], timeAxis: 2, toOperand: [0, 1, 3, 2] },
   value: { order: [0, 2, 1, 3], timeAxis: 2 },

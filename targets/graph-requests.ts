@@ -1,5 +1,6 @@
 import type { GraphRequest } from '../calibration/quantize-decoder.ts';
 import { NpucError } from '../compiler/errors.ts';
+import type { IoContract } from '../passes/io-contract.ts';
 
 /** The sizes that a decoder is compiled for: a graph for every pair of them. */
 export interface ShapeRequest {
@@ -24,6 +25,26 @@ export function checkShapes({ tokens, caches }: ShapeRequest): void {
     message: `the cache must be larger than the tokens: not so ${pairs.join(', ')}`,
     hint: 'the cache is the whole context that a graph sees, the new tokens included',
   });
+}
+
+/**
+ * Every graph of a request in the sense of a contract. Where graphs shift their caches these have the same slots in every
+ * graph, which sees its own tokens besides; the names are MediaTek's, such as `128t512c` (facts edgeinfinite 4.1).
+ */
+export function contractRequests(shapes: ShapeRequest, { update }: Pick<IoContract, 'update'>): GraphRequest[] {
+  if (update !== 'shift') return graphRequests(shapes);
+  const context = largestCache(shapes) + Math.max(...shapes.tokens);
+  return graphRequests(shapes).map(({ tokens, cache }) => ({
+    name: `${tokens}t${cache}c`,
+    tokens,
+    cache: cache + tokens,
+    context,
+  }));
+}
+
+/** Slots of the caches that a graph takes: what a session calls its cache. */
+export function cacheSlots({ tokens, cache }: GraphRequest, { update }: Pick<IoContract, 'update'>): number {
+  return update === 'shift' ? cache - tokens : cache;
 }
 
 /**

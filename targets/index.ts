@@ -5,6 +5,7 @@ import {
   type IoContract,
   litertLmContract,
   litertNpuContract,
+  mediatekContract,
   plainContract,
 } from '../passes/io-contract.ts';
 import { hfTarget } from './hf/hf-target.ts';
@@ -34,6 +35,12 @@ export const modelTargets: Readonly<Record<ModelTargetName, ModelTarget>> = {
 
 export const TARGET_NAMES: readonly TargetName[] = ['onnx', 'qnn', 'tflite', 'hf'];
 
+const PROFILE_CONTRACTS: Readonly<Record<Profile, IoContract>> = {
+  npu: litertNpuContract,
+  'litert-lm': litertLmContract,
+  mediatek: mediatekContract,
+};
+
 /**
  * The number format and the I/O contract of a target.
  * @param profile the runtime that a TFLite file is for
@@ -52,6 +59,6 @@ export function formatOf(
     case 'qnn':
       return { format: htpFormat, contract: embedding === 'in-graph' ? genieContract : genieRowsContract };
     case 'tflite':
-      return { format: litertFormat, contract: profile === 'litert-lm' ? litertLmContract : litertNpuContract };
+      return { format: litertFormat, contract: PROFILE_CONTRACTS[profile] };
   }
 }

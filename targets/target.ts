@@ -23,8 +23,8 @@ export type ModelTargetName = Exclude<TargetName, 'hf'>;
  */
 export type EmbeddingChoice = 'in-graph' | 'lut-f16' | 'lut-u8';
 
-/** What a TFLite file of a decoder is for: the NPU plugins, or LiteRT-LM. */
-export const PROFILES = ['npu', 'litert-lm'] as const;
+/** What a TFLite file of a decoder is for: the NPU plugins, LiteRT-LM, or MediaTek's language-model flow. */
+export const PROFILES = ['npu', 'litert-lm', 'mediatek'] as const;
 export type Profile = (typeof PROFILES)[number];
 
 /** What was done to show that an artifact is right (DESIGN 7). */

@@ -1,21 +1,25 @@
 import { join } from 'node:path';
-import type { QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
+import type { GraphRequest, QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
 import type { QuantizedGraph } from '../../calibration/quantize-graph.ts';
 import { cloneModule } from '../../compiler/ir/clone.ts';
 import type { Encoding } from '../../compiler/ir/encoding.ts';
 import type { Graph } from '../../compiler/ir/graph.ts';
 import type { Progress } from '../../compiler/progress.ts';
+import { ChainRunner } from '../../compiler/runtime/chain-runner.ts';
 import { DecoderSession, quantizeValues } from '../../compiler/runtime/decoder-session.ts';
 import { makeTemporaryFolder } from '../../compiler/runtime/engine.ts';
-import { loadLitert } from '../../compiler/runtime/litert.ts';
+import { type LitertModel, loadLitert } from '../../compiler/runtime/litert.ts';
 import type { Runner, Tensors } from '../../compiler/runtime/runner.ts';
 import { compareNpu, type NpuReport } from '../../evaluation/compare-npu.ts';
 import { openEmbedding } from '../../targets/embedding-file.ts';
-import { graphRequests, type ShapeRequest } from '../../targets/graph-requests.ts';
+import { cacheSlots, contractRequests, type ShapeRequest } from '../../targets/graph-requests.ts';
 import type { ModelTargetManifest } from '../../targets/model-target.ts';
+import type { SplitRequest } from '../../targets/qnn/plan-compile.ts';
 import { requireToolchain } from '../../targets/qnn/toolchain.ts';
 import type { ManifestTarget } from '../../targets/target.ts';
 import { lowerModel } from '../../targets/tflite/graph/lower-model.ts';
+import { lowerGraphs } from '../../targets/tflite/lower-graph.ts';
+import type { PortForm } from '../../targets/tflite/lowering.ts';
 import type { TfliteModel } from '../../targets/tflite/model.ts';
 import {
   type CompiledNpu,
@@ -25,7 +29,7 @@ import {
   npuBytes,
 } from '../../targets/tflite/npu/compile-npu.ts';
 import { type NpuRequest, VENDOR_FACTS } from '../../targets/tflite/npu/vendors.ts';
-import { lowerDecoder } from '../../targets/tflite/tflite-target.ts';
+import { shardDecoder } from '../../targets/tflite/shard-decoder.ts';
 
 /** Tokens that the decode graph is compared on. */
 const DECODED = 4;
@@ -54,14 +58,16 @@ export interface AddedNpu<Target> {
 export async function addDecoderNpu(
   made: ManifestTarget,
   decoder: QuantizedDecoder,
-  shapes: ShapeRequest,
+  { shapes, split }: { readonly shapes: ShapeRequest; readonly split: SplitRequest['split'] },
   ids: readonly number[] | undefined,
   inputs: AddNpuInputs,
 ): Promise<AddedNpu<ManifestTarget>> {
-  const requests = graphRequests(shapes);
+  const requests = contractRequests(shapes, decoder.contract);
   return await addAll(made, inputs, {
-    lower: (ports) => lowerDecoder(decoder, requests, ports),
-    record: ids && ((compiled, ports) => recordDecoder(made, decoder, shapes, ids, compiled, ports)),
+    lower: (ports) =>
+      shardDecoder(decoder, requests, split).map(({ label, graphs }) => ({ label, model: lowerGraphs(graphs, ports) })),
+    record:
+      ids && ((compiled, ports) => recordDecoder({ made, decoder, requests, ids, out: inputs.out, compiled, ports })),
   });
 }
 
@@ -79,12 +85,12 @@ export async function addModelNpu(
   const graph = module.graph();
   graph.name = SIGNATURE;
   return await addAll(made, inputs, {
-    lower: (ports) => lowerModel(graph, ports).model,
+    lower: (ports) => [{ label: '', model: lowerModel(graph, ports).model }],
     record:
       samples &&
       (async (_, ports) => {
         const encodings = ports === 'quantized' ? encodingsOf([graph]) : new Map<string, Encoding>();
-        return { feeds: new Map([[SIGNATURE, samples.map((feed) => encode(feed, encodings))]]), notes: [] };
+        return { feeds: [new Map([[SIGNATURE, samples.map((feed) => encode(feed, encodings))]])], notes: [] };
       }),
   });
 }
@@ -93,13 +99,15 @@ export async function addModelNpu(
 const SIGNATURE = 'serving_default';
 
 interface Recorded {
-  readonly feeds: ReadonlyMap<string, readonly Tensors[]>;
+  /** For each shard the feeds of its signatures. */
+  readonly feeds: readonly ReadonlyMap<string, readonly Tensors[]>[];
   readonly notes: readonly string[];
 }
 
 interface Source {
-  readonly lower: (ports: 'float' | 'quantized') => TfliteModel;
-  readonly record: ((compiled: CompiledNpu, ports: 'float' | 'quantized') => Promise<Recorded>) | undefined;
+  /** A model for every shard. */
+  readonly lower: (ports: PortForm) => readonly { readonly label: string; readonly model: TfliteModel }[];
+  readonly record: ((compiled: readonly CompiledNpu[], ports: PortForm) => Promise<Recorded>) | undefined;
 }
 
 async function addAll<Target extends { readonly files: readonly string[]; readonly npu?: readonly ManifestNpu[] }>(
@@ -114,18 +122,22 @@ async function addAll<Target extends { readonly files: readonly string[]; readon
     const work = makeTemporaryFolder();
     try {
       const { ports, about } = VENDOR_FACTS[request.vendor];
-      const compiled = await compileForNpu(source.lower(ports), request, npu, out, work.path);
-      const recorded = compiled.path === undefined ? undefined : await source.record?.(compiled, ports);
-      const compared = recorded && (await compareNpu(compiled, recorded.feeds));
-      const manifest: ManifestNpu = compared ? { ...compiled.manifest, execution: 'executed' } : compiled.manifest;
-      manifests.push(manifest);
-      reports.push({
-        ...manifest,
-        bytes: npuBytes(compiled),
-        ...(compared ? { engine: compared.engine } : {}),
-        runs: compared?.runs ?? [],
-        notes: [about, ...(recorded?.notes ?? [])],
-      });
+      const parts: CompiledNpu[] = [];
+      for (const part of source.lower(ports)) parts.push(await compileForNpu(part, request, npu, out, work.path));
+      const recorded = npu.claims ? undefined : await source.record?.(parts, ports);
+      for (const [i, compiled] of parts.entries()) {
+        const compared = recorded && (await compareNpu(compiled, recorded.feeds[i]!));
+        const manifest: ManifestNpu = compared ? { ...compiled.manifest, execution: 'executed' } : compiled.manifest;
+        manifests.push(manifest);
+        reports.push({
+          ...manifest,
+          bytes: npuBytes(compiled),
+          ...(compared ? { engine: compared.engine } : {}),
+          runs: compared?.runs ?? [],
+          notes: [about, ...(recorded?.notes ?? [])],
+        });
+        progress.update(i + 1, parts.length);
+      }
     } finally {
       work.release();
     }
@@ -154,35 +166,42 @@ export function describeNpu({ vendor, soc }: NpuRequest): string {
   return `${vendor} ${soc}`;
 }
 
+interface RecordInputs {
+  readonly made: ManifestTarget;
+  readonly decoder: QuantizedDecoder;
+  readonly requests: readonly GraphRequest[];
+  readonly ids: readonly number[];
+  readonly out: string;
+  readonly compiled: readonly CompiledNpu[];
+  readonly ports: PortForm;
+}
+
 /** What a session feeds each graph of the largest cache: a chunk of the text, then token by token. */
-async function recordDecoder(
-  made: ManifestTarget,
-  decoder: QuantizedDecoder,
-  shapes: ShapeRequest,
-  ids: readonly number[],
-  compiled: CompiledNpu,
-  ports: 'float' | 'quantized',
-): Promise<Recorded> {
-  const requests = graphRequests(shapes);
-  const cache = Math.max(...shapes.caches);
+async function recordDecoder(inputs: RecordInputs): Promise<Recorded> {
+  const { made, decoder, requests, ids, out, compiled, ports } = inputs;
+  const slots = requests.map((request) => cacheSlots(request, decoder.contract));
+  const cache = Math.max(...slots);
+  const largest = requests.filter((_, i) => slots[i] === cache);
   const weights = [...decoder.weightEncodings.keys()].reduce(
     (sum, name) => sum + (decoder.migration.weights.get(name)?.size ?? 0),
     0,
   );
-  const simulated = compiled.manifest.vendor === 'qualcomm';
+  const simulated = compiled[0]!.manifest.vendor === 'qualcomm';
   const fits = (tokens: number): boolean => !simulated || weights * tokens <= LARGEST_RUN;
-  const model = await loadLitert(compiled.source);
-  const embedding = openEmbedding(join(compiled.path!, '..', '..', made.embedding!.file), made.embedding!.form);
-  const feeds = new Map<string, Tensors[]>();
+  const feeds = compiled.map(() => new Map<string, Tensors[]>());
+  const embedding = openEmbedding(join(out, made.embedding!.file), made.embedding!.form);
+  const models: LitertModel[] = [];
   try {
-    const graphs = requests
-      .filter((request) => request.cache === cache)
-      .map(({ name, tokens }) => ({ tokens, cache, runner: listen(model.signatures[name]!, name, feeds) }));
+    for (const { source } of compiled) models.push(await loadLitert(source));
+    const graphs = largest.map(({ name, tokens }) => {
+      const parts = models.map((model, i) => listen(model.signatures[name]!, name, feeds[i]!));
+      return { tokens, cache, runner: parts.length > 1 ? new ChainRunner(parts) : parts[0]! };
+    });
+    const encodings = encodingsOf(requests.map((request) => decoder.stamp(request).graph()));
     const session = new DecoderSession({
       protocol: made.protocol,
       graphs,
-      encodings:
-        ports === 'quantized' ? encodingsOf(requests.map((request) => decoder.stamp(request).graph())) : new Map(),
+      encodings: ports === 'quantized' ? encodings : new Map(),
       embedding: embedding.lookup,
     });
     for (const { tokens } of graphs.filter((graph) => graph.tokens > 1 && fits(graph.tokens))) {
@@ -194,9 +213,9 @@ async function recordDecoder(
     }
   } finally {
     embedding.close();
-    model.dispose();
+    for (const model of models) model.dispose();
   }
-  const left = requests.filter((request) => !feeds.has(request.name)).map(({ name }) => name);
+  const left = requests.filter(({ name }) => !feeds[0]!.has(name)).map(({ name }) => name);
   return {
     feeds,
     notes: left.length > 0 ? [`not run: ${left.join(', ')} (smaller caches, or too large to simulate)`] : [],

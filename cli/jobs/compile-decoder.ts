@@ -214,11 +214,17 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       targets[name] = evaluated ? emitted : { ...emitted, execution: 'read-back-only' };
       if (name !== 'tflite' || !options.outputs.npu) continue;
       const ids = evaluation && [...startTokens(checkpoint.tokenizer!), ...evaluation.ids];
-      const added = await addDecoderNpu(targets[name], decoder, options.shapes, ids, {
-        npu: options.outputs.npu,
-        out: output.partial,
-        progress,
-      });
+      const added = await addDecoderNpu(
+        targets[name],
+        decoder,
+        { shapes: options.shapes, split: options.split.split },
+        ids,
+        {
+          npu: options.outputs.npu,
+          out: output.partial,
+          progress,
+        },
+      );
       targets[name] = added.manifest;
       npu.push(...added.reports);
     }

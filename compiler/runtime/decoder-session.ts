@@ -301,7 +301,8 @@ export class DecoderSession {
     const { names } = protocol;
     const { runner, cache } = this.#graphFor(size)!;
     if (cache > this.#cache) this.#moveTo(cache);
-    const past = cache - size;
+    // Graphs that shift see the whole cache and their own tokens besides.
+    const past = protocol.update === 'shift' ? cache : cache - size;
     const feeds: Record<string, TensorData> = {};
     const give = (name: string, shape: readonly number[], data: Float32Array): void => {
       feeds[name] = this.#encode(name, shape, data);
@@ -318,7 +319,11 @@ export class DecoderSession {
     } else {
       feeds[names.tokens] = { dtype: 'i32', shape: [1, size], data: Int32Array.from(padded) };
     }
-    give(names.mask, [1, 1, size, cache], this.#mask(size, past, ids.length));
+    give(
+      names.mask,
+      [1, 1, size, protocol.update === 'in-graph' ? cache : past + size],
+      this.#mask(size, past, ids.length),
+    );
     if (protocol.rotary === 'in-graph') {
       if (this.#ahead + this.#length + ids.length > protocol.cache) {
         throw new NpucError('RT105', {
@@ -343,7 +348,12 @@ export class DecoderSession {
       for (const name of list) {
         if (!runner.inputs.some((input) => input.name === name)) continue;
         const whole = this.#caches.get(name)!;
-        feeds[name] = protocol.update === 'in-graph' ? whole : firstSlots(whole, axis, past);
+        feeds[name] =
+          protocol.update === 'in-graph'
+            ? whole
+            : protocol.update === 'shift'
+              ? this.#alignRight(name, axis)
+              : firstSlots(whole, axis, past);
       }
     }
     const wanted = runner.outputs
@@ -357,7 +367,11 @@ export class DecoderSession {
       news.forEach((name, layer) => {
         const [past, fresh] = [pasts[layer]!, results[name]!];
         if (protocol.update === 'in-graph') this.#caches.set(past, fresh);
-        else copySlots(fresh, 0, this.#caches.get(past)!, this.#length, ids.length, axis);
+        else if (protocol.update === 'shift') {
+          // The newest real token lies before those that fill the graph up.
+          const first = cache - size - this.#length;
+          copySlots(fresh, first, this.#caches.get(past)!, 0, this.#length + ids.length, axis);
+        } else copySlots(fresh, 0, this.#caches.get(past)!, this.#length, ids.length, axis);
       });
     }
     this.#length += ids.length;
@@ -370,6 +384,13 @@ export class DecoderSession {
     );
   }
 
+  /** A cache as graphs that shift want it: its tokens in the last slots. Here they are kept in the first ones. */
+  #alignRight(name: string, axis: number): TensorData {
+    const aligned = this.#emptyCache(name);
+    copySlots(this.#caches.get(name)!, 0, aligned, this.#cache - this.#length, this.#length, axis);
+    return aligned;
+  }
+
   /** `count` rows are real tokens, the others fill the graph up. */
   #mask(size: number, past: number, count: number): Float32Array {
     const cache = size + past;
@@ -379,8 +400,9 @@ export class DecoderSession {
       for (let row = 0; row < count; row++) mask.fill(0, row * cache, row * cache + this.#length + row + 1);
       return mask;
     }
+    const first = update === 'shift' ? past - this.#length : 0;
     for (let row = 0; row < size; row++) {
-      mask.fill(0, row * cache, row * cache + this.#length);
+      mask.fill(0, row * cache + first, row * cache + first + this.#length);
       mask.fill(0, row * cache + past, row * cache + past + row + 1);
     }
     return mask;
@@ -394,6 +416,17 @@ export class DecoderSession {
     const { names, headDim, rotary, frequencies } = this.protocol;
     const half = headDim / 2;
     const { cos, sin } = rotaryTables(Float64Array.from(frequencies), positions);
+    if (rotary === 'stacked') {
+      const table = new Float32Array(2 * size * headDim);
+      [cos, sin].forEach((wave, which) => {
+        for (let row = 0; row < size; row++) {
+          const at = (which * size + row) * headDim;
+          for (const start of [at, at + half]) table.set(wave.subarray(row * half, (row + 1) * half), start);
+        }
+      });
+      give(names.rope!, [1, 2, size, headDim], table);
+      return;
+    }
     if (rotary === 'half') {
       give(names.cos!, [1, 1, size, half], cos);
       give(names.sin!, [1, 1, size, half], sin);

@@ -18,13 +18,18 @@ import { isKnownOperator, type TensorTypeCode } from './schema-enums.ts';
  * that is a file must stay open as long as the model's buffers are used.
  * @param source a `FileSource`, or the whole file in memory
  * @param where the file's name for errors
+ * @param options `unchecked` leaves indices as they are, for a file that a vendor's tool left unfinished
  * @throws IO003 when the file is damaged, truncated or lies; TF105 when it needs a newer schema
  */
-export function readTflite(source: ByteSource | Uint8Array, where?: string): TfliteModel {
+export function readTflite(
+  source: ByteSource | Uint8Array,
+  where?: string,
+  { unchecked = false }: { readonly unchecked?: boolean } = {},
+): TfliteModel {
   const bytes = source instanceof Uint8Array ? new MemorySource(source) : source;
   try {
     const model = new ModelReader(bytes, readFlatBuffer(bytes, 'Model')).model();
-    checkIndices(model, 'IO003');
+    if (!unchecked) checkIndices(model, 'IO003');
     return model;
   } catch (error) {
     if (!(error instanceof NpucError)) throw error;

@@ -4,11 +4,13 @@ import type { GraphRequest, QuantizedDecoder } from '../../calibration/quantize-
 import type { Graph, Value } from '../../compiler/ir/graph.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import { type DecoderProtocol, DecoderSession } from '../../compiler/runtime/decoder-session.ts';
+import { ChainRunner } from '../../compiler/runtime/chain-runner.ts';
 import { type LitertModel, loadLitert } from '../../compiler/runtime/litert.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
 import { type OpenedEmbedding, openEmbedding, writeEmbedding } from '../embedding-file.ts';
-import { graphRequests, largestCache } from '../graph-requests.ts';
+import { cacheSlots, contractRequests, largestCache } from '../graph-requests.ts';
+import { listParts } from '../qnn/bundle-parts.ts';
 import {
   type DecoderTarget,
   type EmitContext,
@@ -20,6 +22,7 @@ import { lowerGraphs } from './lower-graph.ts';
 import type { DecoderPortForm } from './lowering.ts';
 import type { TfliteModel } from './model.ts';
 import { encodeTflite, writeTflite } from './write.ts';
+import { shardDecoder } from './shard-decoder.ts';
 
 const MODEL = 'tflite/model.tflite';
 const QUANTIZED = 'tflite/model.quantized-io.tflite';
@@ -38,6 +41,11 @@ export function lowerDecoder(
 }
 
 /** What the ports of the file that is written first are. */
+/** The file of a shard; a decoder that is whole has none in its name. */
+export function shardFile(path: string, label: string): string {
+  return label === '' ? path : path.replace(/\.tflite$/, `.${label}.tflite`);
+}
+
 function portForm({ contract }: QuantizedDecoder): DecoderPortForm {
   return contract.name === 'litert-lm' ? 'litert-lm' : 'float';
 }
@@ -52,13 +60,20 @@ export const tfliteTarget: DecoderTarget = {
   name: 'tflite',
   async emit(decoder: QuantizedDecoder, context: EmitContext): Promise<ManifestTarget> {
     mkdirSync(join(context.out, 'tflite'), { recursive: true });
-    const requests = graphRequests(context.shapes);
-    const graphs = requests.map((request) => decoder.stamp(request).graph());
+    const requests = contractRequests(context.shapes, decoder.contract);
+    const shards = shardDecoder(decoder, requests, context.split?.split ?? 1);
+    const graphs = shards.flatMap((shard) => shard.graphs);
     const ports = portForm(decoder);
-    writeTflite(join(context.out, MODEL), lowerGraphs(graphs, ports));
     const float = decoder.recipe.scheme === 'fp16';
     const quantized = context.io === 'quantized' && !float && ports === 'float';
-    if (quantized) writeTflite(join(context.out, QUANTIZED), lowerGraphs(graphs, 'quantized'));
+    const files = (path: string): string[] => shards.map(({ label }) => shardFile(path, label));
+    const write = (path: string, form: DecoderPortForm): void => {
+      for (const [i, file] of files(path).entries())
+        writeTflite(join(context.out, file), lowerGraphs(shards[i]!.graphs, form));
+    };
+    write(MODEL, ports);
+    if (quantized) write(QUANTIZED, 'quantized');
+    const run = files(quantized ? QUANTIZED : MODEL);
     const rows = decoder.contract.embedding === 'embeds';
     const form = float ? 'f16' : 'i8-per-row';
     if (rows) {
@@ -77,32 +92,39 @@ export const tfliteTarget: DecoderTarget = {
       graphs: requests.map((request) => ({
         name: request.name,
         tokens: request.tokens,
-        cache: request.cache,
-        file: quantized ? QUANTIZED : MODEL,
+        cache: cacheSlots(request, decoder.contract),
+        file: run[0]!,
         entry: request.name,
       })),
+        ...(run.length > 1 ? { parts: run.map((file) => ({ graph: request.name, file })) } : {}),
       ...(rows ? { embedding: { file: EMBEDDING, form } as const } : {}),
       execution: 'executed',
       facts: { io: quantized ? 'quantized' : ports },
-      files: [MODEL, ...(quantized ? [QUANTIZED] : []), ...(rows ? [EMBEDDING] : [])],
+      files: [...files(MODEL), ...(quantized ? files(QUANTIZED) : []), ...(rows ? [EMBEDDING] : [])],
     };
   },
   async open(folder, target): Promise<DecoderSession> {
-    const model = await loadLitert(join(folder, target.graphs[0]!.file));
     const embedding = openTable(folder, target);
     return new DecoderSession({
+    const models = new Map<string, LitertModel>();
+    for (const { file } of listParts(target.graphs)) {
+      if (!models.has(file)) models.set(file, await loadLitert(join(folder, file)));
+    }
+    const open = (file: string, entry: string): Runner => runnerOf(models.get(file)!, entry, embedding);
       protocol: target.protocol,
-      graphs: target.graphs.map(({ tokens, cache, entry }) => ({
+      graphs: target.graphs.map(({ tokens, cache, file, entry, parts }) => ({
         tokens,
         cache,
-        runner: runnerOf(model, entry!, embedding),
+        runner: parts ? new ChainRunner(parts.map((part) => open(part.file, part.graph))) : open(file, entry!),
       })),
       encodings: portEncodings(target.ports),
       ...(embedding ? { embedding: embedding.lookup } : {}),
     });
   },
   async openForEvaluation(decoder, folder, target, shape): Promise<DecoderSession> {
-    const request: GraphRequest = { name: 'score', tokens: shape.tokens, cache: shape.cache, logits: 'all' };
+    const { update } = decoder.contract;
+    const cache = update === 'shift' ? shape.cache + shape.tokens : shape.cache;
+    const request: GraphRequest = { name: 'score', tokens: shape.tokens, cache, logits: 'all' };
     const model = await loadLitert(encodeTflite(lowerDecoder(decoder, [request], portForm(decoder))));
     const embedding = openTable(folder, target);
     return new DecoderSession({

@@ -12,6 +12,7 @@ import {
   type IoContract,
   litertLmContract,
   litertNpuContract,
+  mediatekContract,
   plainContract,
 } from '../../passes/io-contract.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
@@ -36,7 +37,7 @@ const FORMS = [
   { name: 'one head each, tied head', raw: { ...base, tie_word_embeddings: true }, biases: false },
   { name: 'one key head for all', raw: { ...base, num_key_value_heads: 1, head_dim: 4 }, biases: false },
 ];
-const CONTRACTS = [plainContract, genieContract, litertNpuContract, litertLmContract];
+const CONTRACTS = [plainContract, genieContract, litertNpuContract, litertLmContract, mediatekContract];
 const CACHE = 24;
 const ids = [3, 17, 36, 0, 5, 5, 29, 11, 2, 8, 31];
 
@@ -50,8 +51,9 @@ async function openSession(
   const weights = collectWeights(config, tensors, 'random');
   const graphs = new Map<number, Runner>();
   for (const tokens of sizes) {
-    const module = buildDecoder(config, weights, cache);
-    applyIoContract(module, contract, { tokens, cache });
+    const seen = contract.update === 'shift' ? cache + tokens : cache;
+    const module = buildDecoder(config, weights, seen);
+    applyIoContract(module, contract, { tokens, cache: seen });
     graphs.set(tokens, await openModule(module));
   }
   const table = tensors.get('model.embed_tokens.weight')!.toFloats();

@@ -35,6 +35,8 @@ export interface NpuSignature {
 
 /** A TFLite file that a vendor's plugin compiled, or what the plugin would take where only that was asked. */
 export interface ManifestNpu extends NpuRequest {
+  /** Which shard of the decoder, such as `1of4`; absent where it is whole. */
+  readonly shard?: string;
   /** Relative to the output folder; absent where only the claims were asked. */
   readonly file?: string;
   readonly execution: Execution | 'claims-only';
@@ -60,9 +62,9 @@ export interface CompiledNpu {
   readonly dispatched: readonly DispatchedSignature[];
 }
 
-/** The file that a vendor's plugin makes of a model: beside the plain one, with vendor and SoC in its name. */
-export function npuFile({ vendor, soc }: NpuRequest): string {
-  return `tflite/model.${vendor}-${soc.toLowerCase()}.tflite`;
+/** The file that a vendor's plugin makes of a model or shard: beside the plain one, with vendor and SoC in its name. */
+export function npuFile({ vendor, soc }: NpuRequest, shard: string): string {
+  return `tflite/model.${vendor}-${soc.toLowerCase()}${shard === '' ? '' : `.${shard}`}.tflite`;
 }
 
 /**
@@ -84,21 +86,21 @@ export function checkNpu({ requests, claims, sdk }: NpuOptions): void {
 
 /**
  * Compiles a model for a vendor's NPU.
- * @param model in the ports that the vendor's facts ask for
+ * @param part a model in the ports that the vendor's facts ask for, and which shard it is, or ''
  * @param out the output folder
  * @param work a folder for what is compiled, which must live as long as the result is used
  * @throws as applyPlugin; QN012 when Qualcomm's byte code is for another SoC
  */
 export async function compileForNpu(
-  model: TfliteModel,
+  { label, model }: { readonly label: string; readonly model: TfliteModel },
   request: NpuRequest,
   { claims, sdk }: NpuOptions,
   out: string,
   work: string,
 ): Promise<CompiledNpu> {
-  const source = join(work, `${request.vendor}.tflite`);
+  const source = join(work, `${request.vendor}${label}.tflite`);
   writeTflite(source, VENDOR_FACTS[request.vendor].composites === 'native' ? model : inlineComposites(model));
-  const file = npuFile(request);
+  const file = npuFile(request, label);
   const plugin: PluginOptions = {
     litert: requireToolchain('litert'),
     stage: claims ? 'claims' : 'compile',
@@ -115,6 +117,7 @@ export async function compileForNpu(
   return {
     manifest: {
       ...request,
+      ...(label === '' ? {} : { shard: label }),
       ...(claims ? {} : { file }),
       execution: claims ? 'claims-only' : 'read-back-only',
       signatures: signatures.map(({ name, partitions, left }) => ({

@@ -7,7 +7,7 @@ import { readFlexMap } from './read-flex-map.ts';
 export interface DispatchPartition {
   /** The graph's name in the byte code. */
   readonly name: string;
-  /** Where the byte code lies in the file; several partitions can lie in one. */
+  /** Where the byte code lies in the file; several partitions can lie in one. 0 bytes where nothing was compiled. */
   readonly offset: number;
   readonly size: number;
   /** Tensors as the file names them, in the order of the byte code's own ports. */
@@ -28,6 +28,9 @@ export interface DispatchedSignature {
   readonly partitions: readonly DispatchPartition[];
   readonly left: readonly LeftOperator[];
 }
+
+/** Bytes of options without a value. */
+const NOTHING = 3;
 
 /** Name of the operator that stands for a partition. */
 export const DISPATCH = 'DISPATCH_OP';
@@ -53,18 +56,18 @@ export function readDispatch(model: TfliteModel, fileBytes: number): DispatchedS
 }
 
 function readPartition(operator: TfliteOperator, graph: TfliteSubgraph, fileBytes: number): DispatchPartition {
-  const options = readFlexMap(Uint8Array.from(operator.customOptions ?? []));
+  const ports = {
+    inputs: operator.inputs.map((tensor) => nameOf(graph, tensor)),
+    outputs: operator.outputs.map((tensor) => nameOf(graph, tensor)),
+  };
+  // A file that was only partitioned has options that say nothing: a FlexBuffer of null.
+  if ((operator.customOptions?.length ?? 0) <= NOTHING) return { name: '', offset: 0, size: 0, ...ports };
+  const options = readFlexMap(Uint8Array.from(operator.customOptions!));
   const [name, offset, size] = ['name', 'bytecode_offset', 'bytecode_size'].map((key) => options.get(key));
   if (typeof name !== 'string' || typeof offset !== 'number' || typeof size !== 'number' || offset + size > fileBytes) {
     throw new NpucError('IO003', { message: `${DISPATCH} ${String(name)} has no byte code in the file` });
   }
-  return {
-    name,
-    offset,
-    size,
-    inputs: operator.inputs.map((tensor) => nameOf(graph, tensor)),
-    outputs: operator.outputs.map((tensor) => nameOf(graph, tensor)),
-  };
+  return { name, offset, size, ...ports };
 }
 
 const nameOf = (graph: TfliteSubgraph, tensor: number | undefined): string => graph.tensors[tensor ?? -1]?.name ?? '';

@@ -117,6 +117,7 @@ export const compileCommand: Command = {
       .example('$0 compile ./SmolLM2 --tokens 128,32 --cache 512,1024,2048,4096 --target qnn', '')
       .example('$0 compile ./SmolLM2 --scheme w8a16 --target tflite --npu qualcomm,openvino:PTL', '')
       .example('$0 compile ./Llama-3.2-1B --cache 1024,4096 --max-memory 12GiB --evaluate none', '')
+      .example('$0 compile ./SmolLM2 --target tflite --profile mediatek --scheme w8a16 --split 2', '')
       .example('$0 compile ./SmolLM2 --target tflite --profile litert-lm --tokens 128,32 --cache 1024', '')
       .example('$0 compile hf:HuggingFaceTB/SmolLM2-135M-Instruct --soc "Snapdragon 8 Elite" --dry-run', ''),
   run: async (args: CompileArguments) => {
@@ -130,7 +131,6 @@ export const compileCommand: Command = {
       if (options.targets.includes('hf')) {
         throw new NpucError('CL001', {
           message: '--target hf writes the checkpoint of a language model, and this is an ONNX model',
-      .example('$0 compile ./SmolLM2 --target tflite --profile mediatek --scheme w8a16 --split 2', '')
           hint: '--target onnx writes the quantized model',
         });
       }
@@ -258,6 +258,12 @@ function checkProfile(
   targets: readonly TargetName[],
 ): void {
   if (profile === 'npu') return;
+  if (profile === 'mediatek' && !/a16$/.test(scheme)) {
+    throw new NpucError('CL001', {
+      message: `--profile mediatek has 16-bit activations, --scheme ${scheme} has not`,
+      hint: '--scheme w8a16, or w4a16',
+    });
+  }
   const refuse = (message: string, hint: string): never => {
     throw new NpucError('CL001', { message, hint });
   };
@@ -278,9 +284,3 @@ function pickTargets(asked: readonly TargetName[] | undefined): TargetName[] {
   }
   return findToolchain('qnn') ? ['onnx', 'tflite', 'qnn'] : ['onnx', 'tflite'];
 }
-  if (profile === 'mediatek' && !/a16$/.test(scheme)) {
-    throw new NpucError('CL001', {
-      message: `--profile mediatek has 16-bit activations, --scheme ${scheme} has not`,
-      hint: '--scheme w8a16, or w4a16',
-    });
-  }

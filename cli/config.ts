@@ -117,13 +117,13 @@ export type CompileConfig = z.infer<typeof compileConfig>;
 /** As it is written: everything optional. */
 export type CompileConfigInput = Partial<CompileConfig>;
 
+/** The shapes of MediaTek's public flow, 128t512c and 1t512c: there the cache is what lies before a graph's own tokens. */
+const MEDIATEK: CompileConfigInput = { tokens: [128], cache: [512] };
+
 /** Keys that are lists: as flags their repetitions add up. */
 const LISTS: ReadonlySet<string> = new Set(['npu', 'bind', 'tokens', 'cache', 'target', 'overrides']);
 
 const NAMES = ['npuc.config.yaml', 'npuc.config.yml', 'npuc.config.json', 'npuc.config.mjs'];
-
-/** The shapes of MediaTek's public flow, 128t512c and 1t512c: there the cache is what lies before a graph's own tokens. */
-const MEDIATEK: CompileConfigInput = { tokens: [128], cache: [512] };
 
 /** A configuration as it was read, and the file that it was read from. */
 export interface ConfigFile {

@@ -3,8 +3,8 @@ import { join } from 'node:path';
 import type { GraphRequest, QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
 import type { Graph, Value } from '../../compiler/ir/graph.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
-import { type DecoderProtocol, DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { ChainRunner } from '../../compiler/runtime/chain-runner.ts';
+import { type DecoderProtocol, DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { type LitertModel, loadLitert } from '../../compiler/runtime/litert.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
@@ -21,8 +21,8 @@ import {
 import { lowerGraphs } from './lower-graph.ts';
 import type { DecoderPortForm } from './lowering.ts';
 import type { TfliteModel } from './model.ts';
-import { encodeTflite, writeTflite } from './write.ts';
 import { shardDecoder } from './shard-decoder.ts';
+import { encodeTflite, writeTflite } from './write.ts';
 
 const MODEL = 'tflite/model.tflite';
 const QUANTIZED = 'tflite/model.quantized-io.tflite';
@@ -40,12 +40,12 @@ export function lowerDecoder(
   );
 }
 
-/** What the ports of the file that is written first are. */
 /** The file of a shard; a decoder that is whole has none in its name. */
 export function shardFile(path: string, label: string): string {
   return label === '' ? path : path.replace(/\.tflite$/, `.${label}.tflite`);
 }
 
+/** What the ports of the file that is written first are. */
 function portForm({ contract }: QuantizedDecoder): DecoderPortForm {
   return contract.name === 'litert-lm' ? 'litert-lm' : 'float';
 }
@@ -95,8 +95,8 @@ export const tfliteTarget: DecoderTarget = {
         cache: cacheSlots(request, decoder.contract),
         file: run[0]!,
         entry: request.name,
-      })),
         ...(run.length > 1 ? { parts: run.map((file) => ({ graph: request.name, file })) } : {}),
+      })),
       ...(rows ? { embedding: { file: EMBEDDING, form } as const } : {}),
       execution: 'executed',
       facts: { io: quantized ? 'quantized' : ports },
@@ -105,12 +105,12 @@ export const tfliteTarget: DecoderTarget = {
   },
   async open(folder, target): Promise<DecoderSession> {
     const embedding = openTable(folder, target);
-    return new DecoderSession({
     const models = new Map<string, LitertModel>();
     for (const { file } of listParts(target.graphs)) {
       if (!models.has(file)) models.set(file, await loadLitert(join(folder, file)));
     }
     const open = (file: string, entry: string): Runner => runnerOf(models.get(file)!, entry, embedding);
+    return new DecoderSession({
       protocol: target.protocol,
       graphs: target.graphs.map(({ tokens, cache, file, entry, parts }) => ({
         tokens,

@@ -52,11 +52,11 @@ export interface CollectOptions {
   readonly weightBytes?: number;
 }
 
-/** Values whose channels matter: what linear layers read, and what scale can move out of. */
+/** Values whose channels matter: what linear layers and norms read, and what scale can move out of. */
 function channelValues(module: Module, layers: number): Set<string> {
   const names = new Set<string>();
   for (const node of module.graph().nodes) {
-    if (node.op === 'MatMul' && node.inputs[1]?.data) names.add(node.input(0).name);
+    if ((node.op === 'MatMul' && node.inputs[1]?.data) || node.op === 'RMSNormalization') names.add(node.input(0).name);
   }
   for (const site of decoderSites(layers)) {
     if (module.graph().find(site.value)) names.add(site.value);

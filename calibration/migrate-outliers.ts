@@ -202,7 +202,8 @@ function applyScales(
   } else {
     weights.set(
       site.before.weight,
-      scaleRows(weights.get(site.before.weight)!, (row) => 1 / scales[row]!, undefined),
+      // Outlier channels that are apart come after the site's own.
+      scaleRows(weights.get(site.before.weight)!, (row) => 1 / (scales[row] ?? 1), undefined),
     );
     const bias = site.before.weight.replace(/weight$/, 'bias');
     const tensor = weights.get(bias);
@@ -212,7 +213,7 @@ function applyScales(
         Tensor.of(
           'f32',
           tensor.shape,
-          tensor.toFloats().map((value, k) => value / scales[k]!),
+          tensor.toFloats().map((value, k) => value / (scales[k] ?? 1)),
         ),
       );
     for (const name of site.before.values) if (statistics.has(name)) divide(name);
@@ -246,9 +247,10 @@ function scaleRows(
 function divideStatistics(seen: ValueStatistics, scales: Float32Array): ValueStatistics {
   const channels = seen.channels;
   if (!channels) return seen;
-  const min = channels.min.map((value, k) => value / scales[k]!);
-  const max = channels.max.map((value, k) => value / scales[k]!);
-  const meanSquare = channels.meanSquare.map((value, k) => value / (scales[k]! * scales[k]!));
+  const divisor = (k: number): number => scales[k] ?? 1;
+  const min = channels.min.map((value, k) => value / divisor(k));
+  const max = channels.max.map((value, k) => value / divisor(k));
+  const meanSquare = channels.meanSquare.map((value, k) => value / divisor(k) ** 2);
   const before = Math.sqrt(channels.meanSquare.reduce((a, b) => a + b, 0));
   const after = Math.sqrt(meanSquare.reduce((a, b) => a + b, 0));
   return {

@@ -1,14 +1,19 @@
 import type { Recipe } from './recipe.ts';
 import type { ValueStatistics } from './statistics.ts';
 
+/** A range may be this often a value's typical size, which then has 256 steps of 16 bits on either side of zero. */
+const TYPICAL_SHARE = 128;
+
 /**
  * The range that an activation's encoding covers. `min-max` covers all; the other two cut tails where the histogram is
  * known: `percentile` a fixed share, `histogram-mse` what makes the expected squared error least. At 16 bits steps are
- * plenty: the recipe's headroom is added on either side for inputs that calibration has not seen.
+ * plenty: the recipe's headroom is added on either side for inputs that calibration has not seen, but no more than leaves
+ * typical values their steps.
  */
 export function chooseRange(seen: ValueStatistics, recipe: Recipe, bits: 8 | 16): { min: number; max: number } {
   if (bits === 16) {
-    const wider = 1 + (recipe.headroom ?? 0);
+    const most = (TYPICAL_SHARE * seen.typical) / Math.max(-seen.min, seen.max) - 1;
+    const wider = 1 + Math.max(0, Math.min(recipe.headroom ?? 0, most));
     return { min: seen.min * wider, max: seen.max * wider };
   }
   if (recipe.range === 'min-max' || !seen.histogram) return { min: seen.min, max: seen.max };

@@ -41,6 +41,11 @@ export interface Recipe {
    * finished recipe says `hadamard` or `none`.
    */
   readonly rotation: Rotation;
+  /**
+   * Whether channels of a decoder's gated products that dwarf the others get a product, and a scale, of their own: `auto` where
+   * there are such channels; a finished recipe says `apart` or `none`.
+   */
+  readonly outliers: Outliers;
   /** How 4-bit weights of a decoder become integers: each to the nearest, or each making up for those before it (GPTQ). */
   readonly rounding: Rounding;
   readonly overrides: readonly Override[];
@@ -52,12 +57,16 @@ export type Rounding = (typeof ROUNDINGS)[number];
 export const ROTATIONS = ['auto', 'none', 'hadamard'] as const;
 export type Rotation = (typeof ROTATIONS)[number];
 
+export const OUTLIERS = ['auto', 'none', 'apart'] as const;
+export type Outliers = (typeof OUTLIERS)[number];
+
 export interface RecipeOptions {
   readonly block?: number;
   readonly cache?: 8 | 16;
   readonly range?: Recipe['range'];
   readonly rounding?: Rounding;
   readonly rotation?: Rotation;
+  readonly outliers?: Outliers;
   readonly overrides?: readonly Override[];
 }
 
@@ -89,11 +98,13 @@ export function makeRecipe(scheme: string, options: RecipeOptions = {}): Recipe 
     // histogram-mse; images do not mind.
     range: options.range ?? 'min-max',
     percentile: 1e-5,
+    ...(narrow ? {} : { headroom: 1 }),
     migration: narrow ? 0.5 : scheme === 'w4a16' ? 'search' : 0,
     promoteBelow: 26,
     // SmolLM2's KL at w8a16 goes from 0.012 to 0.005, and the simulator agrees to 36 dB instead of 23. At w8a8 the outliers'
     // tokens then fill every channel, and more values must be promoted than without (KL 0.064 instead of 0.043).
     rotation: options.rotation ?? (scheme === 'w8a16' || scheme === 'w4a16' ? 'auto' : 'none'),
+    outliers: options.outliers ?? (scheme === 'fp16' ? 'none' : 'auto'),
     // SmolLM2 with LPBQ 64 has KL 0.19 with nearest, 0.09 with GPTQ (docs/accuracy.md).
     rounding: options.rounding ?? (scheme === 'w4a16' ? 'gptq' : 'nearest'),
     overrides: options.overrides ?? [],

@@ -1,7 +1,7 @@
 import type { DecoderModel } from '../compiler/import/decoder-model.ts';
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import { Tensor, transposeTensor } from '../compiler/ir/tensor.ts';
-import type { Statistics } from './statistics.ts';
+import type { Statistics, ValueStatistics } from './statistics.ts';
 
 /** What a rotation changes of a decoder. */
 export type DecoderSource = Pick<DecoderModel, 'config' | 'weights' | 'embed'>;
@@ -11,10 +11,11 @@ export type DecoderSource = Pick<DecoderModel, 'config' | 'weights' | 'embed'>;
  * the logits stay what they are, but outliers of single channels are spread over all (QuaRot 2404.00456, section 4; SpinQuant
  * 2405.16406, R1 and R2). Norm weights move into the matrices behind them first, because a norm commutes with a rotation only
  * without them. Nothing is added to the graph; head and embedding are no longer the same table.
+ * @param sink direction of the residual stream's largest rows (findSinkDirection)
  */
-export function rotateDecoder({ config, weights, embed }: DecoderSource): DecoderSource {
+export function rotateDecoder({ config, weights, embed }: DecoderSource, sink?: Float64Array): DecoderSource {
   const { hiddenSize, headDim, layers } = config;
-  const stream = createRotation(hiddenSize, 1);
+  const stream = createRotation(hiddenSize, 1, sink);
   const head = createRotation(headDim, 2);
   const rotated = new Map(weights);
   const readers = (norm: string, names: readonly string[]): void => {
@@ -51,6 +52,7 @@ export function rotateDecoder({ config, weights, embed }: DecoderSource): Decode
     );
     writer(`${attention}.o_proj`);
     writer(`${at}.mlp.down_proj`);
+    if (rotated.has(`${at}.mlp.down_proj.outliers.weight`)) writer(`${at}.mlp.down_proj.outliers`);
   }
   readers('model.norm.weight', ['lm_head.weight']);
   return {
@@ -67,41 +69,68 @@ export function rotateDecoder({ config, weights, embed }: DecoderSource): Decode
 /** Largest value of the residual stream, as a multiple of a typical row's root mean square, from which rotation pays. */
 const OUTLIERS = 100;
 
-/** Whether single channels of the residual stream dwarf the rest, so that 16 bits of one scale leave the rest few steps. */
-export function hasStreamOutliers(config: DecoderConfig, statistics: Statistics): boolean {
-  return Array.from({ length: config.layers }, (_, layer) => [
+/** Values of the residual stream behind every layer's halves. */
+function streamValues({ layers }: DecoderConfig): string[] {
+  return Array.from({ length: layers }, (_, layer) => [
     `layers.${layer}.attn_residual`,
     `layers.${layer}.mlp_residual`,
-  ])
-    .flat()
-    .some((name) => {
-      const seen = statistics.get(name);
-      return seen !== undefined && Math.max(-seen.min, seen.max) > OUTLIERS * seen.typical;
-    });
+  ]).flat();
+}
+
+/** Whether single channels of the residual stream dwarf the rest, so that 16 bits of one scale leave the rest few steps. */
+export function hasStreamOutliers(config: DecoderConfig, statistics: Statistics): boolean {
+  return streamValues(config).some((name) => {
+    const seen = statistics.get(name);
+    return seen !== undefined && Math.max(-seen.min, seen.max) > OUTLIERS * seen.typical;
+  });
+}
+
+/**
+ * The direction, of length 1, of the largest rows that the residual stream ever had: attention sinks, all nearly the same row.
+ * Of each channel it has the extreme value of either sign where the stream was largest.
+ */
+export function findSinkDirection(config: DecoderConfig, statistics: Statistics): Float64Array | undefined {
+  let largest: ValueStatistics | undefined;
+  const reach = ({ min, max }: ValueStatistics): number => Math.max(-min, max);
+  for (const name of streamValues(config)) {
+    const seen = statistics.get(name);
+    if (seen?.channels && (!largest || reach(seen) > reach(largest))) largest = seen;
+  }
+  if (!largest || reach(largest) === 0) return undefined;
+  const { min, max } = largest.channels!;
+  const row = Float64Array.from(max, (value, channel) => (-min[channel]! > value ? min[channel]! : value));
+  const length = Math.hypot(...row);
+  return row.map((value) => value / length);
 }
 
 /** Rotates every group of `width` floats of an array in place. */
 type Rotation = (values: Float32Array) => void;
 
 /**
- * x S (H ⊗ C): random signs S, a Hadamard matrix H of the largest power of two that divides the width, and the cosine transform
- * C of the rest (orthonormal DCT-II): spreads one channel over all. The same for every model of this width.
+ * x R S (H ⊗ C): a reflection R, random signs S, a Hadamard matrix H of the largest power of two that divides the width, and
+ * the cosine transform C of the rest (orthonormal DCT-III): spreads one channel over all. R takes the direction `sink`, a unit
+ * vector, to channel 0, which is spread evenly and with one sign: such rows then widen the range of the others least, and to
+ * one side alone, where a zero point spares the other half.
  */
-export function createRotation(width: number, seed: number): Rotation {
+export function createRotation(width: number, seed: number, sink?: Float64Array): Rotation {
   let power = 1;
   while (width % (2 * power) === 0) power *= 2;
   const rest = width / power;
   const signs = randomSigns(width, seed);
+  signs[0] = 1;
+  const reflect = createReflection(sink);
   const cosines = Float64Array.from({ length: rest * rest }, (_, i) => {
     const [row, column] = [Math.floor(i / rest), i % rest];
-    return Math.sqrt((column === 0 ? 1 : 2) / rest) * Math.cos((Math.PI * (row + 0.5) * column) / rest);
+    return Math.sqrt((row === 0 ? 1 : 2) / rest) * Math.cos((Math.PI * (column + 0.5) * row) / rest);
   });
   const scale = 1 / Math.sqrt(power);
   const row = new Float64Array(width);
   const part = new Float64Array(rest);
   return (values) => {
     for (let start = 0; start < values.length; start += width) {
-      for (let i = 0; i < width; i++) row[i] = values[start + i]! * signs[i]!;
+      for (let i = 0; i < width; i++) row[i] = values[start + i]!;
+      reflect(row);
+      for (let i = 0; i < width; i++) row[i] = row[i]! * signs[i]!;
       for (let half = rest; half < width; half *= 2) {
         for (let at = 0; at < width; at += 2 * half) {
           for (let i = at; i < at + half; i++) {
@@ -121,6 +150,19 @@ export function createRotation(width: number, seed: number): Rotation {
         for (let i = at; i < at + rest; i++) values[start + i] = row[i]! * scale;
       }
     }
+  };
+}
+
+/** x - 2 w (w x) / (w w) with w = sink - e_0 (Householder): takes `sink` to channel 0. */
+function createReflection(sink: Float64Array | undefined): (row: Float64Array) => void {
+  const normal = sink?.map((value, i) => (i === 0 ? value - 1 : value));
+  const square = normal?.reduce((sum, value) => sum + value * value, 0) ?? 0;
+  if (!normal || square < 1e-12) return () => {};
+  return (row) => {
+    let dot = 0;
+    for (let i = 0; i < row.length; i++) dot += normal[i]! * row[i]!;
+    const factor = (2 * dot) / square;
+    for (let i = 0; i < row.length; i++) row[i] = row[i]! - factor * normal[i]!;
   };
 }
 

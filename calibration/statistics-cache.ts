@@ -5,7 +5,7 @@ import { cacheFolder } from '../compiler/cache.ts';
 import type { ValueStatistics } from './statistics.ts';
 
 /** Raised when what statistics hold, or how they are collected, changes: older entries are then not found. */
-const FORMAT = 2;
+const FORMAT = 3;
 
 /** What statistics depend on: the checkpoint's bytes, the windows of text, and the engine that ran the float model. */
 export interface StatisticsKey {
@@ -13,7 +13,9 @@ export interface StatisticsKey {
   readonly windows: readonly (readonly number[])[];
   readonly engine: string;
   /** Of the residual stream, where it is rotated. */
-  readonly rotation?: 'hadamard';
+  readonly rotation?: 'none' | 'hadamard';
+  /** Of gated products, where channels with outliers are apart. */
+  readonly outliers?: 'none' | 'apart';
 }
 
 interface StoredStatistics {

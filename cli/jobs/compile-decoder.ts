@@ -1,12 +1,9 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { calibrationShape, collectDecoderStatistics, cutWindows } from '../../calibration/decoder-statistics.ts';
+import { calibrationShape, cutWindows } from '../../calibration/decoder-statistics.ts';
 import { planWeights } from '../../calibration/plan-weights.ts';
 import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
 import type { Recipe } from '../../calibration/recipe.ts';
-import { type DecoderSource, hasStreamOutliers, rotateDecoder } from '../../calibration/rotate-decoder.ts';
-import type { ValueStatistics } from '../../calibration/statistics.ts';
-import { cachedStatistics, type StatisticsKey } from '../../calibration/statistics-cache.ts';
 import { defaultText, readChatTokens, readTokens, startTokens, type TokenText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
@@ -41,6 +38,7 @@ import { type Soc, socSupports } from '../../targets/socs.ts';
 import type { EmbeddingChoice, ManifestTarget, Profile, TargetName } from '../../targets/target.ts';
 import type { OutputOptions } from '../output-options.ts';
 import { addDecoderNpu, npuVersions, withNpu } from './add-npu.ts';
+import { type CalibratedDecoder, calibrateDecoder } from './calibrate-decoder.ts';
 import { writeDecisions } from './explain-value.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
@@ -158,21 +156,16 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     const digest = await checkpoint.digest({ progress: (done, total) => progress.update(done, total) });
     const calibration = readCalibration(options, model);
     const evaluation = evaluated ? readEvaluation(options, model) : undefined;
-    progress.stage('calibrate');
-    const calibrated = {
-      checkpoint: digest,
-      windows: calibration.windows,
-      engine: await describeEngine(pickJavaScriptEngine()),
-    };
-    const { statistics, cached } = await cachedStatistics(calibrated, () =>
-      collectDecoderStatistics(config, model.weights, calibration.windows, {
-        onProgress: (done, total) => progress.update(done, total),
-      }),
+    const source = await calibrateDecoder(
+      model,
+      {
+        checkpoint: digest,
+        windows: calibration.windows,
+        engine: await describeEngine(pickJavaScriptEngine()),
+      },
+      options,
     );
-    if (cached) progress.note('  statistics of this checkpoint and text are known already');
-    const rotation = chooseRotation(options, model, statistics);
-    const source = rotation === 'hadamard' ? await rotate(model, calibrated, progress) : { ...model, statistics };
-    const recipe: Recipe = { ...options.recipe, rotation };
+    const { recipe } = source;
     // Artifacts that the toolchain has no part in do not depend on whether it is installed.
     const toolchain = options.targets.includes('qnn') ? findToolchain('qnn') : undefined;
     const targets: Partial<Record<TargetName, ManifestTarget>> = {};
@@ -183,10 +176,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       // A checkpoint that is written holds the weights of the first artifact beside it.
       const [followed] = name === 'hf' ? decoders.keys() : [];
       if (followed === undefined) progress.stage(`quantize for ${name}`);
-      const decoder =
-        followed === undefined
-          ? await quantize(source, calibrated, { ...options, recipe }, name)
-          : decoders.get(followed)!;
+      const decoder = followed === undefined ? await quantize(source, options, name) : decoders.get(followed)!;
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
       const made = await target.emit(decoder, {
@@ -353,51 +343,13 @@ function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderMo
   return readTokens(evaluation.text, tokenizer, evaluation.tokens, least);
 }
 
-/** What is quantized: the checkpoint's decoder, or the same with its residual stream rotated. */
-interface CalibratedDecoder extends DecoderSource {
-  readonly taken?: DecoderModel['taken'];
-  readonly statistics: ReadonlyMap<string, ValueStatistics>;
-}
-
-/**
- * Given encodings, and integers that are taken over, are those of the checkpoint's own values: they forbid a rotation that
- * nobody asked for.
- */
-export function chooseRotation(
-  { recipe, outputs }: CompileOptions,
-  { config, taken }: Pick<DecoderModel, 'config' | 'taken'>,
-  statistics: ReadonlyMap<string, ValueStatistics>,
-): 'none' | 'hadamard' {
-  if (recipe.rotation === 'hadamard' && taken.size > 0) {
-    throw new NpucError('CL001', {
-      message: '--rotation hadamard would change the quantized weights of the checkpoint',
-      hint: 'leave it out, or take the checkpoint in floats',
-    });
-  }
-  if (recipe.rotation !== 'auto') return recipe.rotation;
-  const own = !outputs.given && taken.size === 0;
-  return own && hasStreamOutliers(config, statistics) ? 'hadamard' : 'none';
-}
-
-async function rotate(model: DecoderModel, calibrated: StatisticsKey, progress: Progress): Promise<CalibratedDecoder> {
-  progress.stage('calibrate rotated');
-  const source = rotateDecoder(model);
-  const { statistics } = await cachedStatistics({ ...calibrated, rotation: 'hadamard' }, () =>
-    collectDecoderStatistics(source.config, source.weights, calibrated.windows, {
-      onProgress: (done, total) => progress.update(done, total),
-    }),
-  );
-  return { ...source, statistics };
-}
-
 async function quantize(
   source: CalibratedDecoder,
-  calibrated: StatisticsKey,
   options: CompileOptions,
   name: TargetName,
 ): Promise<QuantizedDecoder> {
   const { progress } = options;
-  const { recipe, remarks } = adaptRecipe(options.recipe, options.soc, name);
+  const { recipe, remarks } = adaptRecipe(source.recipe, options.soc, name);
   const decoder = await quantizeDecoder({
     config: source.config,
     weights: source.weights,
@@ -405,8 +357,8 @@ async function quantize(
     statistics: source.statistics,
     ...(source.taken ? { taken: source.taken } : {}),
     requantize: options.requantize,
-    windows: calibrated.windows,
-    cacheKey: recipe.rotation === 'hadamard' ? { ...calibrated, rotation: 'hadamard' } : calibrated,
+    windows: source.key.windows,
+    cacheKey: source.key,
     recipe,
     ...formatOf(name, options.embedding, options.profile),
     kernels: wasmKernels,

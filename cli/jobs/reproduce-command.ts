@@ -17,6 +17,7 @@ export function reproduceCommand(options: CompileOptions): string {
   if (recipe.weight.block !== usual.weight.block) flags.push(['block', String(recipe.weight.block)]);
   if (recipe.range !== usual.range) flags.push(['range', recipe.range]);
   if (recipe.rotation !== usual.rotation) flags.push(['rotation', recipe.rotation]);
+  if (recipe.outliers !== usual.outliers) flags.push(['outliers', recipe.outliers]);
   if (recipe.rounding !== usual.rounding) flags.push(['rounding', recipe.rounding]);
   const { tokens, caches } = options.shapes;
   flags.push(['kv', String(recipe.cache)], ['tokens', tokens.join(',')], ['cache', caches.join(',')]);

@@ -2,7 +2,12 @@ import { existsSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { buildPlainDecoder } from '../../calibration/decoder-statistics.ts';
-import { createRotation, hasStreamOutliers, rotateDecoder } from '../../calibration/rotate-decoder.ts';
+import {
+  createRotation,
+  findSinkDirection,
+  hasStreamOutliers,
+  rotateDecoder,
+} from '../../calibration/rotate-decoder.ts';
 import { defaultText, readTokens, startTokens } from '../../calibration/texts.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
 import { type DecoderModel, readDecoderModel } from '../../compiler/import/decoder-model.ts';
@@ -87,6 +92,45 @@ describe('the matrices', () => {
       }),
       { numRuns: 40 },
     );
+  });
+
+  test('spread the direction of the sinks evenly and with one sign, and stay orthogonal', () => {
+    fc.assert(
+      fc.property(fc.constantFrom(2, 3, 36, 64, 576), fc.nat(1000), (width, seed) => {
+        const raw = Float64Array.from({ length: width }, (_, i) => Math.sin(seed + 7 * i) ** 9);
+        const length = Math.hypot(...raw);
+        const sink = raw.map((value) => value / length);
+        const rotate = createRotation(width, seed, sink);
+        const rows = new Float32Array(2 * width);
+        rows.set(sink);
+        rows[width + (seed % width)] = 1;
+        rotate(rows);
+        for (const value of rows.subarray(0, width)) expect(value).toBeCloseTo(1 / Math.sqrt(width), 5);
+        expect(Math.hypot(...rows.subarray(width))).toBeCloseTo(1, 5);
+        const dot = rows.subarray(0, width).reduce((sum, value, i) => sum + value * rows[width + i]!, 0);
+        expect(dot).toBeCloseTo(sink[seed % width]!, 5);
+      }),
+      { numRuns: 40 },
+    );
+  });
+
+  test('the direction is that of the largest rows of the residual stream', () => {
+    const config = { layers: 2 } as DecoderModel['config'];
+    const seen = (min: number[], max: number[]) => ({
+      min: Math.min(...min),
+      max: Math.max(...max),
+      typical: 1,
+      channels: { min: new Float32Array(min), max: new Float32Array(max), meanSquare: new Float64Array(min.length) },
+    });
+    const statistics = new Map([
+      ['layers.0.mlp_product', seen([-900], [0])],
+      ['layers.0.mlp_residual', seen([-1, -2, -3], [5, 1, 1])],
+      ['layers.1.attn_residual', seen([-1, -40, -2], [30, 1, 2])],
+    ]);
+    expect(Array.from(findSinkDirection(config, statistics)!, (value) => Number(value.toFixed(3)))).toEqual([
+      0.6, -0.799, 0.04,
+    ]);
+    expect(findSinkDirection(config, new Map())).toBeUndefined();
   });
 
   test('outliers are those of the residual stream', () => {

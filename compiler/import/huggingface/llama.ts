@@ -155,6 +155,33 @@ export function buildLlama(config: DecoderConfig, weights: DecoderWeights, conte
       epsilon: floatAttribute(config.epsilon),
     });
 
+  /** down_proj where the last channels of its input have a matrix, and so a scale, of their own. */
+  const downApart = (at: string, mlp: string, silu: Value, up: Value): Value => {
+    const lengths = [`${mlp}.down_proj.weight`, `${mlp}.down_proj.outliers.weight`].map(
+      (key) => weights.get(key)!.shape[0]!,
+    );
+    const sizes = table(`split.${lengths.join('_')}`, Tensor.of('i64', [2], lengths));
+    const [silus, ups] = [silu, up].map((whole) => {
+      const outputs = lengths.map((length, i) => graph.addValue(`${whole.name}.part_${i}`, activation(length)));
+      graph.addNode({
+        op: 'Split',
+        name: `${whole.name}.split`,
+        inputs: [whole, sizes],
+        outputs,
+        attributes: { axis: intAttribute(-1) },
+        from: [mlp],
+      });
+      return outputs;
+    });
+    const multiply = (role: string, part: 0 | 1): Value =>
+      emit('Mul', `${at}.${role}`, [silus![part]!, ups![part]!], activation(lengths[part]!), mlp);
+    const parts = [
+      linear(`${at}.down_proj.rest`, multiply('mlp_product', 0), `${mlp}.down_proj`, hiddenSize),
+      linear(`${at}.down_proj.outliers`, multiply('mlp_product.outliers', 1), `${mlp}.down_proj.outliers`, hiddenSize),
+    ];
+    return emit('Add', `${at}.down_proj`, parts, activation(hiddenSize), `${mlp}.down_proj`);
+  };
+
   let stream = emit(
     'Gather',
     'embedding',
@@ -268,8 +295,14 @@ export function buildLlama(config: DecoderConfig, weights: DecoderWeights, conte
     const up = linear(`${at}.up_proj`, mlpNormed, `${mlp}.up_proj`, config.intermediateSize);
     const sigmoid = emit('Sigmoid', `${at}.sigmoid`, [gate], wide, mlp);
     const silu = emit('Mul', `${at}.silu`, [gate, sigmoid], wide, mlp);
-    const product = emit('Mul', `${at}.mlp_product`, [silu, up], wide, mlp);
-    const down = linear(`${at}.down_proj`, product, `${mlp}.down_proj`, hiddenSize);
+    const down = weights.has(`${mlp}.down_proj.outliers.weight`)
+      ? downApart(at, mlp, silu, up)
+      : linear(
+          `${at}.down_proj`,
+          emit('Mul', `${at}.mlp_product`, [silu, up], wide, mlp),
+          `${mlp}.down_proj`,
+          hiddenSize,
+        );
     stream = emit('Add', `${at}.mlp_residual`, [stream, down], activation(hiddenSize), module_);
   }
   const final = norm('final_norm', stream, 'model.norm');

@@ -343,7 +343,8 @@ function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderMo
   return readTokens(evaluation.text, tokenizer, evaluation.tokens, least);
 }
 
-async function quantize(
+/** Decides every encoding of a calibrated decoder for one target. */
+export async function quantize(
   source: CalibratedDecoder,
   options: CompileOptions,
   name: TargetName,

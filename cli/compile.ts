@@ -1,6 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { stringify } from 'yaml';
 import type { Argv } from 'yargs';
+import { EFFORT_WINDOWS, effortRecipe } from '../calibration/effort.ts';
 import { makeRecipe, type Recipe } from '../calibration/recipe.ts';
 import { defaultText } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
@@ -73,7 +74,11 @@ export const compileCommand: Command = {
         'calibrate',
         textFlag('calibration text (default: one that comes with npuc); for ONNX a .npz or a folder of them'),
       )
-      .option('calibration-windows', countFlag('calibration-windows', 'windows of calibration text (default 32)'))
+      .option('effort', textFlag('work for quantization: fast, default, or best, which tries several recipes'))
+      .option(
+        'calibration-windows',
+        countFlag('calibration-windows', 'windows of calibration text (default 32, or as --effort says)'),
+      )
       .option('evaluate', textFlag('held-out text (default: one that comes with npuc), or none: artifacts only'))
       .option('encodings-in', textFlag("AIMET's encodings file to use in the place of calibrated encodings"))
       .option(
@@ -128,6 +133,12 @@ export const compileCommand: Command = {
     // Loaded when needed: help and version must not wait for runtimes.
     const { spellFigures } = await import('../evaluation/write-report.ts');
     if (options.source.endsWith('.onnx')) {
+      if (config.effort !== 'default') {
+        throw new NpucError('CL001', {
+          message: `--effort ${config.effort} is for checkpoints: what an ONNX model needs is always measured`,
+          hint: 'leave it out',
+        });
+      }
       if (options.targets.includes('hf')) {
         throw new NpucError('CL001', {
           message: '--target hf writes the checkpoint of a language model, and this is an ONNX model',
@@ -200,7 +211,8 @@ export function compileOptions(
     allowExtrapolation: config.allowExtrapolation,
     requantize: config.requantize,
     calibrationText: config.calibrate ?? defaultText('calibration'),
-    calibrationWindows: config.calibrationWindows,
+    effort: config.effort,
+    calibrationWindows: config.calibrationWindows ?? EFFORT_WINDOWS[config.effort],
     evaluation: {
       text: config.evaluate ?? defaultText('evaluation'),
       tokens: config.evalTokens,
@@ -225,7 +237,7 @@ export function compileOptions(
 
 /** The recipe that a configuration asks for. @throws QT101, QT102 */
 export function recipeOf(config: CompileConfig): Recipe {
-  return makeRecipe(config.scheme, {
+  const recipe = makeRecipe(config.scheme, {
     cache: config.kv,
     overrides: config.overrides,
     ...(config.block === undefined ? {} : { block: config.block }),
@@ -233,6 +245,7 @@ export function recipeOf(config: CompileConfig): Recipe {
     ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
     ...(config.rotation === undefined ? {} : { rotation: config.rotation }),
   });
+  return effortRecipe(recipe, config.effort, config);
 }
 
 /** @throws CL001 where a table beside the graphs would be no part of what is made */

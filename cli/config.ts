@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parse } from 'yaml';
 import { z } from 'zod';
+import { EFFORTS } from '../calibration/effort.ts';
 import { ROTATIONS, ROUNDINGS } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { nearestWord } from '../compiler/nearest.ts';
@@ -67,7 +68,8 @@ export const compileConfig = z.strictObject({
   io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
   profile: z.enum(PROFILES).default('npu').describe(PROFILES.join(' or ')),
   calibrate: text.optional().describe(TEXT),
-  calibrationWindows: count.default(32).describe(COUNT),
+  calibrationWindows: count.optional().describe(COUNT),
+  effort: z.enum(EFFORTS).default('default').describe('fast, default or best'),
   evaluate: text.optional().describe(TEXT),
   // A bare 1.0 in a file is a number.
   encodings: z

@@ -1,9 +1,11 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { calibrationShape, cutWindows } from '../../calibration/decoder-statistics.ts';
+import type { Effort } from '../../calibration/effort.ts';
 import { planWeights } from '../../calibration/plan-weights.ts';
 import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
 import type { Recipe } from '../../calibration/recipe.ts';
+import type { StatisticsKey } from '../../calibration/statistics-cache.ts';
 import { defaultText, readChatTokens, readTokens, startTokens, type TokenText } from '../../calibration/texts.ts';
 import { NpucError } from '../../compiler/errors.ts';
 import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
@@ -58,6 +60,7 @@ export interface CompileOptions {
   /** Whether integers of a checkpoint that a target cannot hold are rounded again. */
   readonly requantize: boolean;
   readonly calibrationText: string;
+  readonly effort: Effort;
   readonly calibrationWindows: number;
   readonly evaluation: EvaluationOptions;
   readonly threads: number;
@@ -154,17 +157,17 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
   ]);
   try {
     const digest = await checkpoint.digest({ progress: (done, total) => progress.update(done, total) });
-    const calibration = readCalibration(options, model);
+    const { calibration, heldOut } = splitCalibration(options, model);
     const evaluation = evaluated ? readEvaluation(options, model) : undefined;
-    const source = await calibrateDecoder(
-      model,
-      {
-        checkpoint: digest,
-        windows: calibration.windows,
-        engine: await describeEngine(pickJavaScriptEngine()),
-      },
-      options,
-    );
+    const key: StatisticsKey = {
+      checkpoint: digest,
+      windows: calibration.windows,
+      engine: await describeEngine(pickJavaScriptEngine()),
+    };
+    const { source, remarks } =
+      heldOut.length === 0
+        ? { source: await calibrateDecoder(model, key, options), remarks: [] }
+        : await chooseSource(model, key, heldOut, options);
     const { recipe } = source;
     // Artifacts that the toolchain has no part in do not depend on whether it is installed.
     const toolchain = options.targets.includes('qnn') ? findToolchain('qnn') : undefined;
@@ -176,7 +179,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
       // A checkpoint that is written holds the weights of the first artifact beside it.
       const [followed] = name === 'hf' ? decoders.keys() : [];
       if (followed === undefined) progress.stage(`quantize for ${name}`);
-      const decoder = followed === undefined ? await quantize(source, options, name) : decoders.get(followed)!;
+      const decoder = followed === undefined ? await quantize(source, options, name, remarks) : decoders.get(followed)!;
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
       const made = await target.emit(decoder, {
@@ -343,11 +346,58 @@ function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderMo
   return readTokens(evaluation.text, tokenizer, evaluation.tokens, least);
 }
 
+export /** Windows of calibration text on which the recipes of `--effort best` are measured. */
+const HELD_OUT_WINDOWS = 4;
+
+/** The text to calibrate on; with `--effort best` its last windows are held out. @throws QT110 when it is too short for both */
+function splitCalibration(
+  options: CompileOptions,
+  model: DecoderModel,
+): { calibration: Calibration; heldOut: Calibration['windows'] } {
+  if (options.effort !== 'best' || options.recipe.scheme === 'fp16')
+    return { calibration: readCalibration(options, model), heldOut: [] };
+  const wanted = options.calibrationWindows + HELD_OUT_WINDOWS;
+  const all = readCalibration({ ...options, calibrationWindows: wanted }, model);
+  const held = Math.min(HELD_OUT_WINDOWS, Math.floor(all.windows.length / 2));
+  if (held === 0) {
+    throw new NpucError('QT110', {
+      message: `the calibration text is one window of ${all.windows[0]?.length ?? 0} tokens: --effort best holds some of it out`,
+      where: options.calibrationText,
+      hint: 'give a longer text, or another effort',
+    });
+  }
+  return { calibration: { ...all, windows: all.windows.slice(0, -held) }, heldOut: all.windows.slice(-held) };
+}
+
+/** Tries several recipes for the first target and takes the one that is closest to the float model. */
+async function chooseSource(
+  model: DecoderModel,
+  key: StatisticsKey,
+  heldOut: Calibration['windows'],
+  options: CompileOptions,
+): Promise<{ source: CalibratedDecoder; remarks: string[] }> {
+  const { progress } = options;
+  const { describeChoice, tryRecipes } = await import('./choose-recipe.ts');
+  const tried = await tryRecipes({
+    model,
+    recipe: options.recipe,
+    heldOut,
+    prefix: startTokens(model.checkpoint.tokenizer!).length,
+    calibrate: (recipe) => calibrateDecoder(model, key, { ...options, recipe }),
+    quantize: (source) => {
+      progress.stage(`try rotation ${source.recipe.rotation}, migration ${source.recipe.migration}`);
+      return quantize(source, options, inOrder(options.targets)[0]!);
+    },
+  });
+  return { source: tried[0]!.source, remarks: [describeChoice(tried, heldOut.length)] };
+}
+
 /** Decides every encoding of a calibrated decoder for one target. */
 export async function quantize(
   source: CalibratedDecoder,
   options: CompileOptions,
   name: TargetName,
+  said: readonly string[] = [],
 ): Promise<QuantizedDecoder> {
   const { progress } = options;
   const { recipe, remarks } = adaptRecipe(source.recipe, options.soc, name);
@@ -368,7 +418,7 @@ export async function quantize(
     onWeight: (done, total) => progress.update(done, total),
     onLayer: (done, total) => progress.update(done, total, 'round'),
   });
-  return { ...decoder, plan: { ...decoder.plan, remarks: [...remarks, ...decoder.plan.remarks] } };
+  return { ...decoder, plan: { ...decoder.plan, remarks: [...said, ...remarks, ...decoder.plan.remarks] } };
 }
 
 /** What a SoC cannot do is changed where that costs only accuracy, and said. */

@@ -1,3 +1,4 @@
+import { effortRecipe } from '../../calibration/effort.ts';
 import { makeRecipe } from '../../calibration/recipe.ts';
 import { defaultText } from '../../calibration/texts.ts';
 import type { NpuOptions } from '../../targets/tflite/npu/compile-npu.ts';
@@ -9,11 +10,12 @@ import type { CompileOptions } from './compile-decoder.ts';
  */
 export function reproduceCommand(options: CompileOptions): string {
   const { recipe, evaluation } = options;
-  const usual = makeRecipe(recipe.scheme);
+  const usual = effortRecipe(makeRecipe(recipe.scheme), options.effort);
   const flags: [string, string][] = [
     ['soc', options.soc.name],
     ['scheme', recipe.scheme],
   ];
+  if (options.effort !== 'default') flags.push(['effort', options.effort]);
   if (recipe.weight.block !== usual.weight.block) flags.push(['block', String(recipe.weight.block)]);
   if (recipe.range !== usual.range) flags.push(['range', recipe.range]);
   if (recipe.rotation !== usual.rotation) flags.push(['rotation', recipe.rotation]);

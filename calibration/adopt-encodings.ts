@@ -191,7 +191,7 @@ function weightEncoding(
     return { dtype, scale: Float32Array.from(each), axis };
   }
   if ([...value.uses].some(({ node }) => node.op !== 'MatMul')) refuse('blocks of weights are for MatMul only');
-  if (format.blocks !== 'lpbq' || dims.length !== 2 || bits !== 4) refuse('the target has no such blocks');
+  if (!format.blocks.includes('lpbq') || dims.length !== 2 || bits !== 4) refuse('the target has no such blocks');
   const inputs = dims[1 - axis]!;
   const count = inputs / blocks.size;
   if (scale.length !== channels || blocks.scale.length !== channels * count)

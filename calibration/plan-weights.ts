@@ -1,6 +1,14 @@
 import { NpucError } from '../compiler/errors.ts';
 import type { Graph, Node, Value } from '../compiler/ir/graph.ts';
-import { compileMatch, type NumberFormat, type Recipe, usableForm, type WeightForm } from './recipe.ts';
+import {
+  compileMatch,
+  isDynamic,
+  type NumberFormat,
+  type Recipe,
+  takesBlocks,
+  usableForm,
+  type WeightForm,
+} from './recipe.ts';
 import { conversionSource } from './statistics.ts';
 
 /** A weight that the plan wants quantized, and by which of its inputs' channels its error counts. */
@@ -64,12 +72,12 @@ export function planWeights(
       ({ expression }) => expression.test(weight.name) || node.from.some((name) => expression.test(name)),
     );
     if (override) {
-      form = override.weight!;
+      form = isDynamic(recipe) ? { ...override.weight!, scales: 'f16' } : override.weight!;
       why = `override ${override.match}`;
     }
     const inputs = weight.dims[matrix ? 1 - axis : axis === 0 ? 1 : 0]!;
     // LPBQ as a Gemm is refused or computed wrongly by HTP (facts qnn-htp 2).
-    const noBlocks = format.blocks === 'none' || node.op !== 'MatMul';
+    const noBlocks = !takesBlocks(form, format) || (form.scales === undefined && node.op !== 'MatMul');
     const usable = usableForm(form, inputs, format);
     if (form.block > 0 && noBlocks) {
       form = { bits: form.bits, block: 0 };

@@ -15,7 +15,7 @@ import {
   type ValueGroup,
 } from './precision.ts';
 import { chooseRange } from './range.ts';
-import { cacheBits, type NumberFormat, type Recipe } from './recipe.ts';
+import { cacheBits, hasFloatActivations, type NumberFormat, type Recipe } from './recipe.ts';
 import { movementRoot, type Statistics } from './statistics.ts';
 
 /** Decisions by value name: they hold for every graph (prefill, decode, any shape) of one checkpoint and target. */
@@ -38,7 +38,7 @@ export function prepareGraph(
   format: NumberFormat,
   statistics: Statistics,
 ): void {
-  if (recipe.scheme === 'fp16') return;
+  if (hasFloatActivations(recipe)) return;
   const before = planPrecision(graph, opset, recipe, format, statistics);
   const cacheType = format.cache[cacheBits(recipe, format)];
   insertCacheConversions(graph, (output) => {
@@ -90,11 +90,15 @@ export function planQuantization(
 ): Plan {
   const activations = new Map<string, { encoding: Encoding; why: string }>();
   if (recipe.scheme === 'fp16') return { activations, weights: new Map(), tables: new Set(), remarks: [] };
+  const tables = new Set(format.table === 'row' ? [...embeddings].filter((name) => graph.find(name)) : []);
+  if (hasFloatActivations(recipe)) {
+    const remarks: string[] = [];
+    return { activations, weights: planWeights(graph, recipe, format, remarks), tables, remarks };
+  }
   const precision = planPrecision(graph, opset, recipe, format, statistics);
   const remarks = [...precision.remarks];
   const weights = planWeights(graph, recipe, format, remarks);
   const biases = new Set([...weights.values()].flatMap((weight) => weight.biases.map(({ name }) => name)));
-  const tables = new Set(format.table === 'row' ? [...embeddings].filter((name) => graph.find(name)) : []);
   const clamped = clampedValues(graph, opset);
   const context: PlanContext = { opset, recipe, format, statistics, precision, clamped };
   for (const group of new Set(precision.groups.values())) {
@@ -230,6 +234,7 @@ export function applyPlan(
   for (const value of graph.values) {
     const encoding = weightEncodings.get(value.name) ?? plan.activations.get(value.name)?.encoding;
     if (encoding) value.encoding = encoding;
+    else if (plan.activations.size === 0) continue;
     else if (isReal(value) && value.producer && computes(value.producer, opset)) {
       throw new NpucError('QT103', {
         message: `${value.name} is not in the quantization plan`,

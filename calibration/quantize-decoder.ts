@@ -18,7 +18,7 @@ import { type Decision, describeDecisions } from './describe-decisions.ts';
 import { decoderSites, type Migration, migrateOutliers } from './migrate-outliers.ts';
 import { applyPlan, type Plan, planQuantization, prepareGraph } from './plan.ts';
 import type { GivenEncodings } from './read-encodings.ts';
-import type { NumberFormat, Recipe } from './recipe.ts';
+import { hasFloatActivations, type NumberFormat, type Recipe } from './recipe.ts';
 import { cachedRounding } from './rounding-cache.ts';
 import { cachedEncodings, cachedMigration, type SearchKey } from './search-cache.ts';
 import type { Statistics, ValueStatistics } from './statistics.ts';
@@ -114,7 +114,7 @@ export async function quantizeDecoder(inputs: QuantizeInputs): Promise<Quantized
     plain = await addHistograms(config, migration.weights, inputs.windows, plain, kernels, inputs.calibration);
   }
   const statistics = translateStatistics(plain, contract, config.layers);
-  if (contract.embedding === 'embeds' && format.table === 'tensor' && recipe.scheme !== 'fp16') {
+  if (contract.embedding === 'embeds' && format.table === 'tensor' && !hasFloatActivations(recipe)) {
     // As with a table inside the graph: rows of tokens that the calibration text does not have must not be cut off.
     const rows = statistics.get(contract.names.tokens)!;
     const { min, max } = rangeOfTable(migration.weights.get(EMBEDDING)!);

@@ -1,13 +1,15 @@
 import { NpucError } from '../compiler/errors.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 
-export const SCHEMES = ['w4a16', 'w8a16', 'w8a8', 'fp16'] as const;
+export const SCHEMES = ['w4a16', 'w8a16', 'w8a8', 'fp16', 'dynamic-int8', 'dynamic-int4'] as const;
 export type Scheme = (typeof SCHEMES)[number];
 
 /** How the weights of a linear layer are written. `block` 0 is one scale per output channel. */
 export interface WeightForm {
   readonly bits: 4 | 8;
-  readonly block: 0 | 16 | 32 | 64;
+  readonly block: 0 | 16 | 32 | 64 | 128 | 256;
+  /** Scales of blocks as half floats; absent: in the two levels of LPBQ. */
+  readonly scales?: 'f16';
 }
 
 /** A choice for the values or weights whose name, or whose source node's name, matches a regular expression. */
@@ -51,6 +53,16 @@ export interface Recipe {
   readonly overrides: readonly Override[];
 }
 
+/** Integer weights under float activations, which the runtime's own kernels quantize row by row while they run. */
+export function isDynamic({ scheme }: Pick<Recipe, 'scheme'>): boolean {
+  return scheme === 'dynamic-int8' || scheme === 'dynamic-int4';
+}
+
+/** Whether values inside the graph stay floats, so that no activation has an encoding. */
+export function hasFloatActivations(recipe: Pick<Recipe, 'scheme'>): boolean {
+  return recipe.scheme === 'fp16' || isDynamic(recipe);
+}
+
 export const ROUNDINGS = ['nearest', 'gptq'] as const;
 export type Rounding = (typeof ROUNDINGS)[number];
 
@@ -70,27 +82,30 @@ export interface RecipeOptions {
   readonly overrides?: readonly Override[];
 }
 
+/** Blocks that XNNPACK multiplies with rows that it quantizes itself: multiples of 32. */
+const DYNAMIC_BLOCKS: readonly WeightForm['block'][] = [0, 32, 64, 128, 256];
+const LPBQ_BLOCKS: readonly WeightForm['block'][] = [0, 16, 32, 64];
+
 /**
- * The default recipe of a scheme. w4a16 uses LPBQ blocks of 64 unless told otherwise; head and embedding stay at 8 bits
- * (facts accuracy: per-channel int4 without error compensation is not usable on real checkpoints).
+ * The default recipe of a scheme. w4a16 uses LPBQ blocks of 64 unless told otherwise, dynamic-int4 blocks of 32 with a half
+ * float each; head and embedding stay at 8 bits (facts accuracy: per-channel int4 without error compensation is not usable
+ * on real checkpoints).
  * @throws QT101 unknown scheme or block
  */
-export function makeRecipe(scheme: string, options: RecipeOptions = {}): Recipe {
-  if (!SCHEMES.includes(scheme as Scheme)) {
-    throw new NpucError('QT101', { message: `unknown scheme ${scheme}`, hint: `one of ${SCHEMES.join(', ')}` });
+export function makeRecipe(name: string, options: RecipeOptions = {}): Recipe {
+  if (!SCHEMES.includes(name as Scheme)) {
+    throw new NpucError('QT101', { message: `unknown scheme ${name}`, hint: `one of ${SCHEMES.join(', ')}` });
   }
-  const block = options.block ?? (scheme === 'w4a16' ? 64 : 0);
-  if (![0, 16, 32, 64].includes(block)) {
-    throw new NpucError('QT101', {
-      message: `block size ${block} is not supported`,
-      hint: '0 (per channel), 16, 32 or 64',
-    });
+  const scheme = name as Scheme;
+  for (const override of options.overrides ?? []) {
+    compileMatch(override.match);
+    if (isDynamic({ scheme })) requireDynamicForm(override);
   }
-  for (const override of options.overrides ?? []) compileMatch(override.match);
   const narrow = scheme === 'w8a8';
+  const four = scheme === 'w4a16' || scheme === 'dynamic-int4';
   return {
-    scheme: scheme as Scheme,
-    weight: { bits: scheme === 'w4a16' ? 4 : 8, block: scheme === 'w4a16' ? (block as WeightForm['block']) : 0 },
+    scheme,
+    weight: weightForm(scheme, options.block),
     activation: narrow ? 8 : 16,
     cache: options.cache ?? 8,
     head: { bits: 8, block: 0 },
@@ -99,16 +114,41 @@ export function makeRecipe(scheme: string, options: RecipeOptions = {}): Recipe 
     range: options.range ?? 'min-max',
     percentile: 1e-5,
     ...(narrow ? {} : { headroom: 1 }),
-    migration: narrow ? 0.5 : scheme === 'w4a16' ? 'search' : 0,
+    migration: narrow ? 0.5 : four ? 'search' : 0,
     promoteBelow: 26,
     // SmolLM2's KL at w8a16 goes from 0.012 to 0.005, and the simulator agrees to 36 dB instead of 23. At w8a8 the outliers'
     // tokens then fill every channel, and more values must be promoted than without (KL 0.064 instead of 0.043).
     rotation: options.rotation ?? (scheme === 'w8a16' || scheme === 'w4a16' ? 'auto' : 'none'),
     outliers: options.outliers ?? (scheme === 'fp16' ? 'none' : 'auto'),
     // SmolLM2 with LPBQ 64 has KL 0.19 with nearest, 0.09 with GPTQ (docs/accuracy.md).
-    rounding: options.rounding ?? (scheme === 'w4a16' ? 'gptq' : 'nearest'),
+    rounding: options.rounding ?? (four ? 'gptq' : 'nearest'),
     overrides: options.overrides ?? [],
   };
+}
+
+/** @throws QT101 for blocks that no dynamic kernel multiplies: LiteRT computes 8-bit ones wrongly, without a word */
+function requireDynamicForm({ match, weight }: Override): void {
+  if (!weight || weight.block === 0 || (weight.bits === 4 && DYNAMIC_BLOCKS.includes(weight.block))) return;
+  throw new NpucError('QT101', {
+    message: `the override ${match} wants ${weight.bits}-bit weights in blocks of ${weight.block}, which no kernel multiplies with floats`,
+    hint: `4 bits in blocks of ${DYNAMIC_BLOCKS.slice(1).join(', ')}, or one scale per channel: block 0`,
+  });
+}
+
+/** @throws QT101 for a block that the scheme cannot have */
+function weightForm(scheme: Scheme, asked: number | undefined): WeightForm {
+  const blocks = scheme === 'dynamic-int4' ? DYNAMIC_BLOCKS : LPBQ_BLOCKS;
+  const size = asked ?? (scheme === 'w4a16' ? 64 : scheme === 'dynamic-int4' ? 32 : 0);
+  const block = blocks.find((each) => each === size);
+  if (block === undefined) {
+    throw new NpucError('QT101', {
+      message: `block size ${size} is not supported`,
+      hint: `0 (per channel), ${blocks.slice(1, -1).join(', ')} or ${blocks.at(-1)}`,
+    });
+  }
+  if (scheme === 'w4a16') return { bits: 4, block };
+  if (scheme === 'dynamic-int4') return { bits: 4, block, scales: 'f16' };
+  return { bits: 8, block: 0 };
 }
 
 /** An override that matches the values of one name and no other. */
@@ -142,8 +182,8 @@ export interface NumberFormat {
   readonly fixed: Readonly<Record<string, Readonly<Record<8 | 16, Encoding>>>>;
   /** Integer embedding tables: one scale per row, or one scale for all in the activation's type. */
   readonly table: 'row' | 'tensor';
-  /** How blocks of weights are written; `none`: the target has no block form and takes one scale per channel. */
-  readonly blocks: 'lpbq' | 'none';
+  /** How blocks of weights may be written: one scale a channel where a form is not among these. */
+  readonly blocks: readonly ('lpbq' | 'f16')[];
   /** Counts of blocks along the input channels that the target's runtime cannot take, by block size. */
   readonly brokenCounts: Readonly<Partial<Record<WeightForm['block'], ReadonlySet<number>>>>;
   /** Ops whose constant operands stay float because the target computes them from floats. */
@@ -162,10 +202,15 @@ export interface NumberFormat {
  */
 export function usableForm(form: WeightForm, inputs: number, format: NumberFormat): WeightForm {
   if (form.block === 0) return form;
-  if (format.blocks === 'none') return { bits: form.bits, block: 0 };
+  if (!takesBlocks(form, format)) return { bits: form.bits, block: 0 };
   if (inputs % form.block !== 0) return { bits: 8, block: 0 };
   if (!format.brokenCounts[form.block]?.has(inputs / form.block)) return form;
   return { bits: form.bits, block: (form.block / 2) as WeightForm['block'] };
+}
+
+/** Whether a target has blocks with scales of the form's kind. */
+export function takesBlocks(form: WeightForm, format: NumberFormat): boolean {
+  return format.blocks.includes(form.scales ?? 'lpbq');
 }
 
 /** Width of the cache for a target: one without mixed products would convert the whole cache at every step. */
@@ -193,7 +238,7 @@ export const htpFormat: NumberFormat = {
     Tanh: { 8: unit('u8', 1 / 127, 128), 16: unit('u16', 1 / 32768, 32768) },
   },
   table: 'tensor',
-  blocks: 'lpbq',
+  blocks: ['lpbq'],
   // Its kernel for blocks of 64 gives each of six threads ceil(count / 6) of them and the last one what is left, less than
   // none for these counts: the simulator crashes when it runs such a graph from a compiled binary (docs/simulator.md).
   brokenCounts: { 64: new Set([7, 8, 9, 13, 14, 19]) },
@@ -218,7 +263,8 @@ export const litertFormat: NumberFormat = {
     LpNormalization: { 8: unit('i8', 1 / 128), 16: unit('i16', 1 / 32768) },
   },
   table: 'row',
-  blocks: 'none',
+  // Of float activations only: no kernel multiplies integers with blocks (facts litert 1).
+  blocks: ['f16'],
   brokenCounts: {},
   floatConstants: new Set(['LayerNormalization']),
   halfFloats: false,
@@ -226,4 +272,11 @@ export const litertFormat: NumberFormat = {
 };
 
 /** ONNX Runtime's QDQ: HTP's activation formats, embedding tables by row, every op at every width. */
-export const onnxFormat: NumberFormat = { ...htpFormat, name: 'onnx', table: 'row', brokenCounts: {}, widths: {} };
+export const onnxFormat: NumberFormat = {
+  ...htpFormat,
+  name: 'onnx',
+  table: 'row',
+  blocks: ['lpbq', 'f16'],
+  brokenCounts: {},
+  widths: {},
+};

@@ -1,4 +1,4 @@
-import type { Encoding } from '../compiler/ir/encoding.ts';
+import { type Encoding, roundEven } from '../compiler/ir/encoding.ts';
 import type { Graph, Value } from '../compiler/ir/graph.ts';
 import type { Tensor } from '../compiler/ir/tensor.ts';
 import {
@@ -55,8 +55,15 @@ export async function searchWeight(
     const found = await searcher.searchScales(rows, layout, { range, importance });
     return { encoding: { dtype, scale: found.scales, axis: 1 }, error: total(found.errors) };
   }
-  const found = await searcher.searchLpbq(rows, layout, { range, importance });
   const blocks = inputs / form.block;
+  if (form.scales === 'f16') {
+    const found = await searcher.searchScales(rows, layout, { range, importance });
+    const scale = new Float32Array(blocks * outputs);
+    for (let n = 0; n < outputs; n++)
+      for (let b = 0; b < blocks; b++) scale[b * outputs + n] = storableScale(found.scales[n * blocks + b]!);
+    return { encoding: { dtype, scale, axis: 0, block: form.block }, error: total(found.errors) };
+  }
+  const found = await searcher.searchLpbq(rows, layout, { range, importance });
   const blockScale = new Uint8Array(blocks * outputs);
   for (let n = 0; n < outputs; n++)
     for (let b = 0; b < blocks; b++) blockScale[b * outputs + n] = found.blockScales[n * blocks + b]!;
@@ -64,6 +71,16 @@ export async function searchWeight(
     encoding: { dtype, scale: found.channelScales, axis: 0, block: form.block, channelAxis: 1, blockScale },
     error: total(found.errors),
   };
+}
+
+/** The scales that both a half float and the bfloat16 that XNNPACK packs it into hold exactly: 8 bits, from 2^-17 up. */
+const [LEAST_SCALE, MOST_SCALE] = [2 ** -17, 65280];
+
+/** The nearest scale that block-wise kernels do not round. */
+function storableScale(scale: number): number {
+  const limited = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, scale));
+  const step = 2 ** (Math.floor(Math.log2(limited)) - 7);
+  return roundEven(limited / step) * step;
 }
 
 /**

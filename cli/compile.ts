@@ -1,13 +1,12 @@
 import { writeFileSync } from 'node:fs';
 import { stringify } from 'yaml';
 import type { Argv } from 'yargs';
-import { EFFORT_WINDOWS, effortRecipe } from '../calibration/effort.ts';
-import { makeRecipe, type Recipe } from '../calibration/recipe.ts';
+import { isDynamic, makeRecipe, type Recipe } from '../calibration/recipe.ts';
 import { defaultText } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
 import { findToolchain, requireToolchain, selectToolchain } from '../targets/qnn/toolchain.ts';
-import { findSoc } from '../targets/socs.ts';
+import { findSoc, requireStatic } from '../targets/socs.ts';
 import type { TargetName } from '../targets/target.ts';
 import type { Command } from './commands.ts';
 import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
@@ -37,7 +36,7 @@ export const compileCommand: Command = {
         describe: 'Hugging Face folder, .gguf, .onnx, or hf:org/name[@revision]',
       })
       .option('soc', textFlag('SoC by part or marketing name (default SM8750)'))
-      .option('scheme', textFlag('w4a16, w8a16, w8a8 or fp16 (default w4a16)'))
+      .option('scheme', textFlag('w4a16, w8a16, w8a8, fp16, dynamic-int8 or dynamic-int4 (default w4a16)'))
       .option('tokens', listFlag('new tokens per prefill run, comma-separated (default 128)'))
       .option('cache', listFlag('whole context that a graph sees, comma-separated (default 1024)'))
       .option(
@@ -48,7 +47,11 @@ export const compileCommand: Command = {
       .option('kv', countFlag('kv', 'bits of the key/value cache, 8 or 16 (default 8)'))
       .option(
         'block',
-        numberFlag('block', 'LPBQ block of 4-bit weights: 16, 32, 64; 0 is per channel (default 64)', {}),
+        numberFlag(
+          'block',
+          '4-bit weights: 0 (per channel), 16, 32, 64 (default); dynamic-int4: 0, 32 (default) to 256',
+          {},
+        ),
       )
       .option(
         'rounding',
@@ -74,11 +77,7 @@ export const compileCommand: Command = {
         'calibrate',
         textFlag('calibration text (default: one that comes with npuc); for ONNX a .npz or a folder of them'),
       )
-      .option('effort', textFlag('work for quantization: fast, default, or best, which tries several recipes'))
-      .option(
-        'calibration-windows',
-        countFlag('calibration-windows', 'windows of calibration text (default 32, or as --effort says)'),
-      )
+      .option('calibration-windows', countFlag('calibration-windows', 'windows of calibration text (default 32)'))
       .option('evaluate', textFlag('held-out text (default: one that comes with npuc), or none: artifacts only'))
       .option('encodings-in', textFlag("AIMET's encodings file to use in the place of calibrated encodings"))
       .option(
@@ -133,12 +132,6 @@ export const compileCommand: Command = {
     // Loaded when needed: help and version must not wait for runtimes.
     const { spellFigures } = await import('../evaluation/write-report.ts');
     if (options.source.endsWith('.onnx')) {
-      if (config.effort !== 'default') {
-        throw new NpucError('CL001', {
-          message: `--effort ${config.effort} is for checkpoints: what an ONNX model needs is always measured`,
-          hint: 'leave it out',
-        });
-      }
       if (options.targets.includes('hf')) {
         throw new NpucError('CL001', {
           message: '--target hf writes the checkpoint of a language model, and this is an ONNX model',
@@ -195,10 +188,10 @@ export function compileOptions(
     throw new NpucError('CL001', { message: 'no checkpoint or model given', hint: 'npuc compile <source>' });
   const soc = findSoc(config.soc);
   if (config.toolchain !== undefined) selectToolchain(config.toolchain);
-  const targets = pickTargets(config.target);
+  const recipe = recipeOf(config);
+  const targets = pickTargets(config.target, recipe);
   checkEmbedding(config, targets);
   checkProfile(config, targets);
-  const recipe = recipeOf(config);
   return {
     source: config.source,
     out: config.out,
@@ -211,8 +204,7 @@ export function compileOptions(
     allowExtrapolation: config.allowExtrapolation,
     requantize: config.requantize,
     calibrationText: config.calibrate ?? defaultText('calibration'),
-    effort: config.effort,
-    calibrationWindows: config.calibrationWindows ?? EFFORT_WINDOWS[config.effort],
+    calibrationWindows: config.calibrationWindows,
     evaluation: {
       text: config.evaluate ?? defaultText('evaluation'),
       tokens: config.evalTokens,
@@ -237,7 +229,7 @@ export function compileOptions(
 
 /** The recipe that a configuration asks for. @throws QT101, QT102 */
 export function recipeOf(config: CompileConfig): Recipe {
-  const recipe = makeRecipe(config.scheme, {
+  return makeRecipe(config.scheme, {
     cache: config.kv,
     overrides: config.overrides,
     ...(config.block === undefined ? {} : { block: config.block }),
@@ -245,7 +237,6 @@ export function recipeOf(config: CompileConfig): Recipe {
     ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
     ...(config.rotation === undefined ? {} : { rotation: config.rotation }),
   });
-  return effortRecipe(recipe, config.effort, config);
 }
 
 /** @throws CL001 where a table beside the graphs would be no part of what is made */
@@ -289,11 +280,14 @@ function checkProfile(
     refuse(`--profile ${profile} has one cache for all graphs: --cache takes one size`, 'compile once for each cache');
 }
 
-/** Targets asked for, or all that this machine can make. */
-function pickTargets(asked: readonly TargetName[] | undefined): TargetName[] {
+/** Targets asked for, or all that this machine can make. @throws QN001, TG002 for a scheme that qnn cannot have */
+function pickTargets(asked: readonly TargetName[] | undefined, recipe: Recipe): TargetName[] {
   if (asked) {
-    if (asked.includes('qnn')) requireToolchain('qnn');
+    if (asked.includes('qnn')) {
+      requireStatic(recipe);
+      requireToolchain('qnn');
+    }
     return [...asked];
   }
-  return findToolchain('qnn') ? ['onnx', 'tflite', 'qnn'] : ['onnx', 'tflite'];
+  return findToolchain('qnn') && !isDynamic(recipe) ? ['onnx', 'tflite', 'qnn'] : ['onnx', 'tflite'];
 }

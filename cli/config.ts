@@ -3,7 +3,6 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parse } from 'yaml';
 import { z } from 'zod';
-import { EFFORTS } from '../calibration/effort.ts';
 import { ROTATIONS, ROUNDINGS } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { nearestWord } from '../compiler/nearest.ts';
@@ -60,7 +59,7 @@ export const compileConfig = z.strictObject({
   kv: number(z.union([z.literal(8), z.literal(16)]))
     .default(8)
     .describe('8 or 16'),
-  block: number(z.number().int().nonnegative()).optional().describe('0, 16, 32 or 64'),
+  block: number(z.number().int().nonnegative()).optional().describe('0, 16, 32, 64, 128 or 256'),
   range: z.enum(['min-max', 'percentile', 'histogram-mse']).optional().describe('min-max, percentile or histogram-mse'),
   rounding: z.enum(ROUNDINGS).optional().describe('nearest or gptq'),
   embedding: z.enum(['in-graph', 'lut-f16', 'lut-u8']).default('in-graph').describe('in-graph, lut-f16 or lut-u8'),
@@ -68,8 +67,7 @@ export const compileConfig = z.strictObject({
   io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
   profile: z.enum(PROFILES).default('npu').describe(PROFILES.join(' or ')),
   calibrate: text.optional().describe(TEXT),
-  calibrationWindows: count.optional().describe(COUNT),
-  effort: z.enum(EFFORTS).default('default').describe('fast, default or best'),
+  calibrationWindows: count.default(32).describe(COUNT),
   evaluate: text.optional().describe(TEXT),
   // A bare 1.0 in a file is a number.
   encodings: z
@@ -105,7 +103,9 @@ export const compileConfig = z.strictObject({
         weight: z
           .strictObject({
             bits: z.union([z.literal(4), z.literal(8)]),
-            block: z.union([z.literal(0), z.literal(16), z.literal(32), z.literal(64)]).default(0),
+            block: z
+              .union([z.literal(0), z.literal(16), z.literal(32), z.literal(64), z.literal(128), z.literal(256)])
+              .default(0),
           })
           .optional(),
         activation: z.union([z.literal(8), z.literal(16)]).optional(),

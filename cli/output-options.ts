@@ -1,5 +1,5 @@
 import { type GivenEncodings, readEncodings } from '../calibration/read-encodings.ts';
-import type { Recipe } from '../calibration/recipe.ts';
+import { hasFloatActivations, type Recipe } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import type { EncodingsVersion } from '../targets/onnx/encodings-json.ts';
 import type { Soc } from '../targets/socs.ts';
@@ -43,10 +43,10 @@ export function outputOptions(
   const npu = npuOptions(config, targets, soc);
   const plain = { dlc, encodings, ...(npu ? { npu } : {}) };
   if (encodingsIn === undefined) return plain;
-  if (recipe.scheme === 'fp16') {
+  if (hasFloatActivations(recipe)) {
     throw new NpucError('CL001', {
-      message: '--encodings-in has nothing to encode: --scheme fp16 has no integers',
-      hint: 'choose an integer scheme, such as --scheme w8a16',
+      message: `--encodings-in has nothing to encode: the activations of --scheme ${recipe.scheme} are floats`,
+      hint: 'choose a scheme with integer activations, such as --scheme w8a16',
     });
   }
   return { ...plain, given: readEncodings(encodingsIn) };

@@ -1,4 +1,4 @@
-import type { Recipe } from '../calibration/recipe.ts';
+import { hasFloatActivations, isDynamic, type Recipe } from '../calibration/recipe.ts';
 import { nameStages } from '../targets/qnn/plan-compile.ts';
 import type { TargetName } from '../targets/target.ts';
 import type { DryRun } from './jobs/compile-decoder.ts';
@@ -22,7 +22,7 @@ export function formatBytes(bytes: number): string {
 export function renderPlan({ sizes, recipe, parts = [] }: DryRun): string {
   const rows: [string, string][] = [
     ['parameters', sizes.parameters.toLocaleString('en-US')],
-    ['scheme', describeRecipe(recipe) + (recipe.scheme === 'fp16' ? '' : `, ${recipe.cache}-bit cache`)],
+    ['scheme', describeRecipe(recipe) + (hasFloatActivations(recipe) ? '' : `, ${recipe.cache}-bit cache`)],
     ['graphs (tokens x cache)', sizes.graphs.map(({ tokens, cache }) => `${tokens}x${cache}`).join(', ')],
     ...sizes.graphs.map((graph): [string, string] => [`  ${graph.name}`, describeCache(graph)]),
     ...Object.entries(sizes.targets).map(([name, target]): [string, string] => [
@@ -85,7 +85,9 @@ function describeCaches({ cacheBytes }: TargetSizes): string {
 
 function describeRecipe({ scheme, weight, activation }: Recipe): string {
   if (scheme === 'fp16') return 'fp16';
-  const form = weight.block > 0 ? `LPBQ block ${weight.block}` : 'per channel';
+  const blocks = weight.scales === 'f16' ? 'blocks of' : 'LPBQ block';
+  const form = weight.block > 0 ? `${blocks} ${weight.block}` : 'per channel';
+  if (isDynamic({ scheme })) return `${scheme}: ${weight.bits}-bit weights ${form}, float activations`;
   return `${scheme}: ${weight.bits}-bit weights ${form}, ${activation}-bit activations`;
 }
 

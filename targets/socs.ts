@@ -1,3 +1,4 @@
+import { isDynamic, type Recipe } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { editDistance } from '../compiler/nearest.ts';
 
@@ -170,6 +171,15 @@ export function requireFeature(soc: Soc, feature: HtpFeature, hint: string): voi
   throw new NpucError('TG002', {
     message: `${soc.name} (HTP v${soc.arch}) does not have ${feature}: ${HTP_FEATURES[feature].about}`,
     hint: `${hint}; SoCs that have it: ${able.join(', ')}`,
+  });
+}
+
+/** @throws TG002 for integer weights under float activations: no HTP has products of the two */
+export function requireStatic(recipe: Pick<Recipe, 'scheme'>): void {
+  if (!isDynamic(recipe)) return;
+  throw new NpucError('TG002', {
+    message: `HTP has no dynamic quantization, and --scheme ${recipe.scheme} leaves the activations floats`,
+    hint: 'use --scheme w8a16 or w4a16 for qnn, or --target tflite',
   });
 }
 

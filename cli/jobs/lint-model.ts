@@ -22,7 +22,7 @@ import { checkGraph, type Finding, type FindingNode, isFatal } from '../../targe
 import { qnnModelTarget } from '../../targets/qnn/qnn-model.ts';
 import { MEASURED_ON } from '../../targets/qnn/rules.ts';
 import { requireToolchain } from '../../targets/qnn/toolchain.ts';
-import { findSoc, type Soc, socSupports } from '../../targets/socs.ts';
+import { findSoc, requireStatic, type Soc, socSupports } from '../../targets/socs.ts';
 import { openModel } from './open-model.ts';
 
 export interface LintOptions {
@@ -119,7 +119,10 @@ export function exitCodeOf({ fatal, vendor }: LintResult): number {
 }
 
 function checkScheme(scheme: string): Scheme {
-  if (SCHEMES.includes(scheme as Scheme)) return scheme as Scheme;
+  if (SCHEMES.includes(scheme as Scheme)) {
+    requireStatic({ scheme: scheme as Scheme });
+    return scheme as Scheme;
+  }
   throw new NpucError('CL001', { message: `unknown scheme ${scheme}`, hint: `one of ${SCHEMES.join(', ')}` });
 }
 

@@ -1,4 +1,10 @@
-import { cacheBits, type NumberFormat, type Recipe } from '../../calibration/recipe.ts';
+import {
+  cacheBits,
+  hasFloatActivations,
+  type NumberFormat,
+  type Recipe,
+  takesBlocks,
+} from '../../calibration/recipe.ts';
 import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
 import { graphRequests, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { formatOf } from '../../targets/index.ts';
@@ -104,10 +110,14 @@ function sizesFor(config: DecoderConfig, recipe: Recipe, { caches }: ShapeReques
   const float = recipe.scheme === 'fp16';
   const bytesOf = (inputs: number, outputs: number, bits: number, wanted: number): number => {
     if (float) return inputs * outputs * 2;
-    const block = format.blocks === 'none' ? 0 : wanted;
+    const block = takesBlocks(recipe.weight, format) ? wanted : 0;
     const blocked = block > 0 && inputs % block === 0;
     const width = block > 0 && !blocked ? 8 : bits;
-    return Math.ceil((inputs * outputs * width) / 8) + outputs * 4 + (blocked ? (inputs / block) * outputs : 0);
+    return (
+      Math.ceil((inputs * outputs * width) / 8) +
+      outputs * 4 +
+      (blocked ? (inputs / block) * outputs * (recipe.weight.scales === 'f16' ? 2 : 1) : 0)
+    );
   };
   const perLayer = layerShapes(config).reduce(
     (sum, [inputs, outputs]) => sum + bytesOf(inputs, outputs, recipe.weight.bits, recipe.weight.block),
@@ -140,7 +150,7 @@ function floatSizes(config: DecoderConfig, { caches }: ShapeRequest): TargetSize
 
 /** Keys and values of one token in every layer. */
 function slotBytes(config: DecoderConfig, recipe: Recipe, format: NumberFormat): number {
-  const bits = recipe.scheme === 'fp16' ? 32 : cacheBits(recipe, format);
+  const bits = hasFloatActivations(recipe) ? 32 : cacheBits(recipe, format);
   return (2 * config.layers * config.keyValueHeads * config.headDim * bits) / 8;
 }
 

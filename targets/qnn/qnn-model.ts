@@ -11,7 +11,7 @@ import { withRealPorts } from '../../compiler/runtime/real-ports.ts';
 import type { Runner } from '../../compiler/runtime/runner.ts';
 import { lowerForHtp } from '../../passes/pipelines.ts';
 import { type ModelTarget, modelEncodings, modelPorts } from '../model-target.ts';
-import { requireFeature, socSupports } from '../socs.ts';
+import { requireFeature, requireStatic, socSupports } from '../socs.ts';
 import { compileContext } from './compile-context.ts';
 import { checkReadBack, quantizePorts } from './qnn-target.ts';
 import { requireToolchain, type Toolchain } from './toolchain.ts';
@@ -30,6 +30,7 @@ export const qnnModelTarget: ModelTarget = {
   }),
   lower: (module) => runPasses(module, lowerForHtp),
   async emit(quantized, context) {
+    requireStatic(quantized.recipe);
     const { plan } = quantized;
     // Integer ports are this target's own: comparisons run the graph with float ports.
     const module = cloneModule(quantized.module);

@@ -14,7 +14,7 @@ import type { Runner } from '../../compiler/runtime/runner.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
 import { type OpenedEmbedding, openEmbedding, requantizeRows, writeEmbedding } from '../embedding-file.ts';
 import { graphRequests, largestCache } from '../graph-requests.ts';
-import { requireFeature, socSupports } from '../socs.ts';
+import { requireFeature, requireStatic, socSupports } from '../socs.ts';
 import {
   type DecoderTarget,
   type EmitContext,
@@ -60,6 +60,7 @@ export function quantizePorts(graph: Graph): Record<string, ManifestPort> {
 export const qnnTarget: DecoderTarget = {
   name: 'qnn',
   async emit(decoder: QuantizedDecoder, context: EmitContext): Promise<ManifestTarget> {
+    requireStatic(decoder.recipe);
     const toolchain = context.toolchain ?? requireToolchain('qnn');
     const { soc } = context;
     if (decoder.recipe.scheme === 'fp16') requireFeature(soc, 'fp16', 'use an integer scheme, such as --scheme w8a16');

@@ -34,9 +34,15 @@ export function lowerMatMul(node: Node, lowering: Lowering): void {
       fusedActivationFunction: 0,
       weightsFormat: 0,
       keepNumDims: true,
-      asymmetricQuantizeInputs: false,
+      // Rows of floats become integers with a zero point, as the delegate does it in any case.
+      asymmetricQuantizeInputs: isDynamicProduct(left, weight),
     },
   });
+}
+
+/** Whether a product's kernel quantizes the rows of its input while it runs: floats times integer weights. */
+export function isDynamicProduct(left: Value, weight: Value): boolean {
+  return left.encoding === undefined && weight.encoding !== undefined;
 }
 
 /** The constant matrix behind an operand: itself, or the half floats that a Cast widens. */
@@ -85,7 +91,7 @@ export function lowerTranspose(node: Node, lowering: Lowering): void {
 }
 
 /** The addition of a constant vector that alone reads this product. */
-function followingBias(node: Node): { readonly sum: Node; readonly vector: Value } | undefined {
+export function followingBias(node: Node): { readonly sum: Node; readonly vector: Value } | undefined {
   const product = node.output();
   const [use] = product.uses;
   if (product.uses.size !== 1 || node.graph!.isOutput(product) || use!.node.op !== 'Add') return undefined;
@@ -102,21 +108,27 @@ function addWeight({ builder }: Lowering, weight: Value): number {
     const constant = builder.addConstant(name, transposeTensor(data!));
     return data!.dtype === 'f16' ? builder.addDequantize(constant, `${name}.f32`) : constant;
   }
-  const turned = rowEncoding(encoding);
+  const turned = turnEncoding(encoding, weight.dims as [number, number]);
   const integers = payload ? transposeIntegers(payload) : quantizeLazily(transposeTensor(data!), turned, name);
-  return builder.addConstant(name, integers, quantizationOf(turned, name));
+  return builder.addWeight(name, integers, turned);
 }
 
 // One object per source, so that graphs which share a weight share its bytes.
-const rowEncodings = new WeakMap<Encoding, Encoding>();
+const turnedEncodings = new WeakMap<Encoding, Encoding>();
 const transposedIntegers = new WeakMap<Tensor, Tensor>();
 
-/** The same scales for the transposed tensor. */
-function rowEncoding(encoding: Encoding): Encoding {
-  let turned = rowEncodings.get(encoding);
+/** The same scales for the transposed matrix. @param dims of the matrix that the encoding is of */
+export function turnEncoding(encoding: Encoding, dims: readonly [number, number]): Encoding {
+  const { axis, block } = encoding;
+  if (axis === undefined) return encoding;
+  let turned = turnedEncodings.get(encoding);
   if (!turned) {
-    turned = encoding.axis === undefined ? encoding : { ...encoding, axis: 1 - encoding.axis };
-    rowEncodings.set(encoding, turned);
+    turned = { ...encoding, axis: 1 - axis };
+    if (block !== undefined && !encoding.blockScale) {
+      const [rows, columns] = axis === 0 ? [dims[0] / block, dims[1]] : [dims[0], dims[1] / block];
+      turned = { ...turned, scale: transposeTensor(Tensor.of('f32', [rows, columns], encoding.scale)).toFloats() };
+    }
+    turnedEncodings.set(encoding, turned);
   }
   return turned;
 }

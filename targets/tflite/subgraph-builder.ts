@@ -1,4 +1,5 @@
 import { NpucError } from '../../compiler/errors.ts';
+import { halveLazily } from '../../compiler/export/halve-constant.ts';
 import { quantizeLazily } from '../../compiler/export/quantize-constant.ts';
 import type { DType } from '../../compiler/ir/dtype.ts';
 import type { Encoding } from '../../compiler/ir/encoding.ts';
@@ -146,10 +147,48 @@ export class SubgraphBuilder {
     return this.addTensor(name, type, tensor.shape, quantization, this.#pool.add(tensor));
   }
 
+  /**
+   * Integers of a weight with rows of output channels: one scale a row, or one a block of a row, which are half floats in a
+   * tensor of their own.
+   * @throws TF202 for blocks in two levels
+   */
+  addWeight(name: string, integers: Tensor, encoding: Encoding): number {
+    const { block, axis, blockScale } = encoding;
+    if (block === undefined || blockScale) return this.addConstant(name, integers, quantizationOf(encoding, name));
+    if (axis !== 1 || integers.shape.length !== 2) throw refuseBlocks(name);
+    const [rows, columns] = integers.shape as [number, number];
+    const halves = halveLazily(scalesOf(encoding, [rows, columns / block]), name);
+    const scales = this.addConstant(`${name}.scales`, halves);
+    return this.addConstant(name, integers, {
+      quantizedDimension: 0,
+      details: { kind: 'BlockwiseQuantization', scales, zeroPoints: -1, blockSize: block },
+    });
+  }
+
   /** A constant vector of 32-bit integers: shapes, permutations, axes. */
   addInts(name: string, values: readonly number[]): number {
     return this.addConstant(name, Tensor.of('i32', [values.length], values));
   }
+}
+
+const scaleTensors = new WeakMap<Encoding, Tensor>();
+
+/** Scales as a tensor, one for each encoding: subgraphs that share a weight share them. */
+function scalesOf(encoding: Encoding, shape: readonly number[]): Tensor {
+  let tensor = scaleTensors.get(encoding);
+  if (!tensor) {
+    tensor = Tensor.of('f32', shape, encoding.scale);
+    scaleTensors.set(encoding, tensor);
+  }
+  return tensor;
+}
+
+function refuseBlocks(where: string): NpucError {
+  return new NpucError('TF202', {
+    message: 'block-wise integers have no form in TFLite but for the weights of matrices under float activations',
+    where,
+    hint: 'quantize per channel for this target',
+  });
 }
 
 function unsupportedType(where: string, dtype: DType): NpucError {
@@ -176,13 +215,7 @@ export function typeCode(dtype: DType, where: string): TensorTypeCode {
 /** @throws TF202 for block forms: no NPU plugin takes them (facts litert 0) */
 export function quantizationOf(encoding: Encoding | undefined, where: string): TfliteQuantization | undefined {
   if (!encoding) return undefined;
-  if (encoding.block !== undefined) {
-    throw new NpucError('TF202', {
-      message: 'block-wise integers have no NPU form in TFLite',
-      where,
-      hint: 'quantize per channel for this target',
-    });
-  }
+  if (encoding.block !== undefined) throw refuseBlocks(where);
   const zeros = encoding.zeroPoint ?? new Int32Array(1);
   return {
     scale: encoding.scale,

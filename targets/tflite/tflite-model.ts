@@ -1,6 +1,6 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { litertFormat } from '../../calibration/recipe.ts';
+import { hasFloatActivations, litertFormat } from '../../calibration/recipe.ts';
 import { cloneModule } from '../../compiler/ir/clone.ts';
 import { runPasses } from '../../compiler/pass.ts';
 import { openLitert } from '../../compiler/runtime/litert.ts';
@@ -25,7 +25,7 @@ export const tfliteModelTarget: ModelTarget = {
   format: () => litertFormat,
   lower: (module, _soc, recipe) => {
     // HARD_SWISH has kernels for floats and 8 bits, and none for 16.
-    const wide = recipe?.activation === 16 && recipe.scheme !== 'fp16';
+    const wide = recipe?.activation === 16 && !hasFloatActivations(recipe);
     return runPasses(module, wide ? [decomposeHardSwish, ...lowerForTflite] : lowerForTflite);
   },
   async emit(quantized, { out }) {

@@ -1,6 +1,7 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import type { GraphRequest, QuantizedDecoder } from '../../calibration/quantize-decoder.ts';
+import { hasFloatActivations } from '../../calibration/recipe.ts';
 import type { Graph, Value } from '../../compiler/ir/graph.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import { ChainRunner } from '../../compiler/runtime/chain-runner.ts';
@@ -53,8 +54,8 @@ function portForm({ contract }: QuantizedDecoder): DecoderPortForm {
 /**
  * LiteRT: one file with a signature per shape over shared buffers, in the contract that every NPU plugin takes whole. The
  * embedding table is a file of its own, looked up by the host. With `io: quantized` a second file has integer ports and is
- * the one that runs; the fp16 scheme has none. In LiteRT-LM's contract the table is in the graphs and the caches alone are
- * integers.
+ * the one that runs; schemes whose activations are floats have none. In LiteRT-LM's contract the table is in the graphs and
+ * the caches alone are integers.
  */
 export const tfliteTarget: DecoderTarget = {
   name: 'tflite',
@@ -64,8 +65,7 @@ export const tfliteTarget: DecoderTarget = {
     const shards = shardDecoder(decoder, requests, context.split?.split ?? 1);
     const graphs = shards.flatMap((shard) => shard.graphs);
     const ports = portForm(decoder);
-    const float = decoder.recipe.scheme === 'fp16';
-    const quantized = context.io === 'quantized' && !float && ports === 'float';
+    const quantized = context.io === 'quantized' && !hasFloatActivations(decoder.recipe) && ports === 'float';
     const files = (path: string): string[] => shards.map(({ label }) => shardFile(path, label));
     const write = (path: string, form: DecoderPortForm): void => {
       for (const [i, file] of files(path).entries())
@@ -75,7 +75,7 @@ export const tfliteTarget: DecoderTarget = {
     if (quantized) write(QUANTIZED, 'quantized');
     const run = files(quantized ? QUANTIZED : MODEL);
     const rows = decoder.contract.embedding === 'embeds';
-    const form = float ? 'f16' : 'i8-per-row';
+    const form = decoder.recipe.scheme === 'fp16' ? 'f16' : 'i8-per-row';
     if (rows) {
       const table = decoder.migration.weights.get('model.embed_tokens.weight')!;
       writeEmbedding(join(context.out, EMBEDDING), table, form, wasmKernels);

@@ -158,6 +158,7 @@ const RULES = {
   BATCH_MATMUL: byType(1, 2, 3),
   FULLY_CONNECTED: ([input, weight]) => {
     const narrow = isType(weight, TensorType.INT4);
+    if (isType(input, TensorType.FLOAT32) && (narrow || isType(weight, TensorType.INT8))) return 12;
     if (isType(input, TensorType.INT16)) return narrow ? 13 : 7;
     return narrow ? 10 : 5;
   },

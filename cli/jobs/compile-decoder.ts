@@ -346,7 +346,7 @@ function readEvaluation({ evaluation, shapes }: CompileOptions, model: DecoderMo
   return readTokens(evaluation.text, tokenizer, evaluation.tokens, least);
 }
 
-export /** Windows of calibration text on which the recipes of `--effort best` are measured. */
+/** Windows of calibration text on which the recipes of `--effort best` are measured. */
 const HELD_OUT_WINDOWS = 4;
 
 /** The text to calibrate on; with `--effort best` its last windows are held out. @throws QT110 when it is too short for both */

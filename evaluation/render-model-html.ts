@@ -1,5 +1,6 @@
 import type { TargetName } from '../targets/target.ts';
 import { worstSqnr } from './compare-runs.ts';
+import { describeNpu } from './describe-npu.ts';
 import { joinWords, listTargets } from './describe-report.ts';
 import { EXECUTIONS, formatBytes, formatCount, formatDecibels, formatReal, formatRun } from './format-figures.ts';
 import { gradeModel, MODEL_GRADE_BOUNDS } from './grade-model.ts';
@@ -111,7 +112,7 @@ function renderCard(name: TargetName, target: ModelTargetReport, report: ModelRe
 <dl class="figures">${rows.map(([label, value, about]) => html`<div title="${about}"><dt>${label}</dt><dd>${value}</dd></div>`)}</dl>
 <dl class="where">${renderWhere(target, report.divergenceThreshold)}</dl>
 <p class="proof"><b>${EXECUTIONS[target.execution].short}</b> in ${target.engine}. ${EXECUTIONS[target.execution].long}</p>
-${target.notes.map((note) => html`<p class="note">${note}</p>`)}
+${[...(target.npu ?? []).flatMap(describeNpu), ...target.notes].map((note) => html`<p class="note">${note}</p>`)}
 </article>`;
 }
 

@@ -1,5 +1,6 @@
 import type { TargetName } from '../targets/target.ts';
 import { worstSqnr } from './compare-runs.ts';
+import { describeNpu } from './describe-npu.ts';
 import { describeSource } from './describe-report.ts';
 import { EXECUTIONS, formatBytes, formatDecibels, formatReal, formatRun, formatSteps } from './format-figures.ts';
 import type { ModelReport, ModelTargetReport, SampleReport } from './model-report.ts';
@@ -28,6 +29,7 @@ export function renderModel(report: ModelReport): string {
     if (twin) lines.push(`  the values of the QDQ graph are those of ${twin}`);
     else lines.push(...renderValues(target, report.divergenceThreshold));
     if (!twin && target.values.length > 0) shown.set(target.values, name);
+    lines.push(...(target.npu ?? []).flatMap(describeNpu).map((line) => `  npu: ${line}`));
     lines.push(...target.notes.map((note) => `  note: ${note}`));
   }
   const remarks = report.remarks.slice(0, REMARKS);

@@ -1,4 +1,5 @@
 import type { TargetName } from '../targets/target.ts';
+import { describeNpu } from './describe-npu.ts';
 import { describeSource, describeVerdict, listTargets } from './describe-report.ts';
 import {
   EXECUTIONS,
@@ -94,7 +95,7 @@ ${renderHeadline(target)}
 <p class="proof"><b>${EXECUTIONS[target.execution].short}</b> in ${target.engine}, <span class="nb">${formatSeconds(target.seconds)}</span>. ${
     EXECUTIONS[target.execution].long
   }</p>
-${target.notes.map((note) => html`<p class="note">${note}</p>`)}
+${[...(target.npu ?? []).flatMap(describeNpu), ...target.notes].map((note) => html`<p class="note">${note}</p>`)}
 </article>`;
 }
 

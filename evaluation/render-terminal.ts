@@ -1,5 +1,6 @@
 import colors from 'picocolors';
 import type { Sharing, TargetName } from '../targets/target.ts';
+import { describeNpu } from './describe-npu.ts';
 import { describeSource, describeVerdict, joinWords, listTargets, shortenMiddle } from './describe-report.ts';
 import {
   EXECUTIONS,
@@ -59,6 +60,7 @@ export function renderTerminal(report: Report, options: TerminalOptions = {}): s
     ...(target.twinSqnr === undefined ? [] : [`${name}: ${describeTwin(target.twinSqnr)}`]),
     ...(target.sharing ? [`${name}: ${describeSharing(target.sharing)}`] : []),
     ...(target.caches ? [`${name}: ${describeCaches(target.caches)}`] : []),
+    ...(target.npu ?? []).flatMap(describeNpu).map((line) => `${name} for ${line}`),
     ...target.notes.map((note) => `${name}: ${note}`),
   ]);
   const grouped = groupRemarks(report.remarks);

@@ -7,9 +7,12 @@ import { FileSource } from '../../compiler/ir/tensor.ts';
 import { printModule } from '../../compiler/ir/text.ts';
 import { findOp } from '../../compiler/ops/index.ts';
 import { inferShapes } from '../../compiler/ops/infer-shapes.ts';
+import { describeClaims } from '../../evaluation/describe-npu.ts';
 import { isModelManifest, isOutputFolder, readAnyManifest } from '../../targets/manifest.ts';
 import type { ModelTargetManifest } from '../../targets/model-target.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
+import { isCompiled } from '../../targets/tflite/model.ts';
+import { type DispatchedSignature, readDispatch } from '../../targets/tflite/npu/read-dispatch.ts';
 import { printTflite } from '../../targets/tflite/print.ts';
 import { readTflite } from '../../targets/tflite/read.ts';
 import { operatorName, tensorTypeName } from '../../targets/tflite/schema-enums.ts';
@@ -127,10 +130,11 @@ function describeTflite(path: string, asText: boolean): Description {
       const [first] = [...bodies].find(([, each]) => each === name)!;
       return `  composite ${name}  ${count} bodies of ${list(subgraphs[first]!.ops)}`;
     });
+    const dispatched = isCompiled(model) ? readDispatch(model, bytes) : undefined;
     const constant = model.buffers.reduce((sum, buffer) => sum + (buffer?.byteLength ?? 0), 0);
     return {
       kind: 'tflite',
-      data: { bytes, constantBytes: constant, subgraphs, signatures },
+      data: { bytes, constantBytes: constant, subgraphs, signatures, ...(dispatched ? { npu: dispatched } : {}) },
       lines: [
         `tflite ${basename(path)}  ${formatBytes(bytes)}, constants ${formatBytes(constant)} in ${model.buffers.length} buffers`,
         ...subgraphs
@@ -146,11 +150,22 @@ function describeTflite(path: string, asText: boolean): Description {
           ...signature.inputs.map((each) => `    in   ${each}`),
           ...signature.outputs.map((each) => `    out  ${each}`),
         ]),
+        ...(dispatched ?? []).flatMap(describeDispatched),
       ],
     };
   } finally {
     file.close();
   }
+}
+
+/** What a vendor's plugin compiled of a signature: the byte code of each partition, and what stays on the CPU. */
+function describeDispatched({ name, partitions, left }: DispatchedSignature): string[] {
+  const parts = partitions.map(
+    ({ name: graph, offset, size, inputs, outputs }) =>
+      `    ${graph}  ${formatBytes(size)} of byte code at ${offset}, ${inputs.length} inputs, ${outputs.length} outputs`,
+  );
+  const ops = countBy(left.map(({ op }) => op)).map(([op, count]) => `${op} ${count}`);
+  return [`  compiled ${name}`, ...parts, ...(ops.length > 0 ? [`    on the CPU: ${ops.join(', ')}`] : [])];
 }
 
 async function describeCheckpoint(path: string): Promise<Description> {
@@ -203,6 +218,7 @@ async function describeCompiled(path: string): Promise<Description> {
     name,
     title: [name, 'contract' in target ? target.contract : '', target.execution].filter(Boolean).join('  '),
     files: target.files,
+    npu: (target.npu ?? []).flatMap(describeClaims),
   }));
   const shared = describeSharedWeights(path, manifest);
   const { contexts, lines } = await describeBinaries(path, manifest);
@@ -218,10 +234,11 @@ async function describeCompiled(path: string): Promise<Description> {
         ...shapes,
       ].join('  '),
       ...(made.length > 0 ? [`  made by npuc ${manifest.npuc}, ${made.join(', ')}`] : []),
-      ...targets.flatMap(({ name, title, files }) => [
+      ...targets.flatMap(({ name, title, files, npu }) => [
         `  ${title}`,
         ...files.flatMap((file) => [`    ${file}  ${formatBytes(bytes.get(file) ?? 0)}`, ...(lines.get(file) ?? [])]),
         ...(name === 'qnn' && shared ? shared.lines : []),
+        ...npu.map((line) => `    ${line}`),
       ]),
     ],
   };

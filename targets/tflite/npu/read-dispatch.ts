@@ -29,9 +29,6 @@ export interface DispatchedSignature {
   readonly left: readonly LeftOperator[];
 }
 
-/** Bytes of options without a value. */
-const NOTHING = 3;
-
 /** Name of the operator that stands for a partition. */
 export const DISPATCH = 'DISPATCH_OP';
 
@@ -60,9 +57,9 @@ function readPartition(operator: TfliteOperator, graph: TfliteSubgraph, fileByte
     inputs: operator.inputs.map((tensor) => nameOf(graph, tensor)),
     outputs: operator.outputs.map((tensor) => nameOf(graph, tensor)),
   };
-  // A file that was only partitioned has options that say nothing: a FlexBuffer of null.
-  if ((operator.customOptions?.length ?? 0) <= NOTHING) return { name: '', offset: 0, size: 0, ...ports };
-  const options = readFlexMap(Uint8Array.from(operator.customOptions!));
+  const options = readFlexMap(Uint8Array.from(operator.customOptions ?? []));
+  // A file that was only partitioned has options that say nothing.
+  if (options.size === 0) return { name: '', offset: 0, size: 0, ...ports };
   const [name, offset, size] = ['name', 'bytecode_offset', 'bytecode_size'].map((key) => options.get(key));
   if (typeof name !== 'string' || typeof offset !== 'number' || typeof size !== 'number' || offset + size > fileBytes) {
     throw new NpucError('IO003', { message: `${DISPATCH} ${String(name)} has no byte code in the file` });

@@ -1,10 +1,10 @@
 import { NpucError } from '../../../compiler/errors.ts';
 
 /** Types of a FlexBuffer that a map of options holds (flatbuffers.dev, "FlexBuffers internals"). */
-const [INT, UINT, STRING, MAP] = [1, 2, 5, 9];
+const [NULL, INT, UINT, STRING, MAP] = [0, 1, 2, 5, 9];
 
 /**
- * Reads a FlexBuffer whose root is a map of integers and strings. The package's own reader fails on values of 64 bits, which
+ * Reads a FlexBuffer whose root is a map of integers and strings, or null, which is read as an empty map. The package's own reader fails on values of 64 bits, which
  * LiteRT writes.
  * @throws IO003 where it is anything else, or its offsets leave it
  */
@@ -12,6 +12,7 @@ export function readFlexMap(bytes: Uint8Array): Map<string, number | string> {
   const reader = new Reader(bytes);
   const width = bytes.at(-1) ?? 0;
   const packed = bytes.at(-2) ?? 0;
+  if (packed >> 2 === NULL) return new Map();
   if (packed >> 2 !== MAP) throw malformed(`its root has type ${packed >> 2}, not a map`);
   const root = bytes.length - 2 - width;
   return reader.map(reader.follow(root, width), 1 << (packed & 3));

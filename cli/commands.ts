@@ -1,5 +1,6 @@
 import type { Argv } from 'yargs';
 import { bundleCommand } from './bundle.ts';
+import { checkCommand } from './check.ts';
 import { compileCommand } from './compile.ts';
 import { demoCommand } from './demo.ts';
 import { diffCommand } from './diff.ts';
@@ -20,6 +21,7 @@ export interface Command {
 /** Every verb, in the order that help shows. */
 export const COMMANDS: readonly Command[] = [
   compileCommand,
+  checkCommand,
   inspectCommand,
   diffCommand,
   explainCommand,

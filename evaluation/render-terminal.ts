@@ -95,7 +95,8 @@ export function describeCaches(caches: readonly CacheCheck[]): string {
   return `the graphs of smaller caches agree with those of the largest: ${each.join(', ')}`;
 }
 
-function wantsColour(): boolean {
+/** Whether stdout takes colours, by NO_COLOR, FORCE_COLOR and what it is. */
+export function wantsColour(): boolean {
   const { NO_COLOR, FORCE_COLOR, TERM } = process.env;
   if (NO_COLOR) return false;
   return Boolean(FORCE_COLOR) || (process.stdout.isTTY === true && TERM !== 'dumb');

@@ -3,7 +3,7 @@ import { basename, dirname, relative } from 'node:path';
 import { NpucError } from '../../compiler/errors.ts';
 import { openOnnx } from '../../compiler/import/onnx.ts';
 import type { Module } from '../../compiler/ir/graph.ts';
-import { runPasses } from '../../compiler/pass.ts';
+import { type Pass, runPasses } from '../../compiler/pass.ts';
 import { type FreezeOptions, freezeShapes } from '../../passes/freeze-shapes.ts';
 import { liftOpset } from '../../passes/lift-opset.ts';
 import { fuse, simplify } from '../../passes/pipelines.ts';
@@ -28,11 +28,19 @@ const OPSET = 21;
  * @throws CL001 for a binding that cannot be read, IO and IM errors for a bad model, PS110 naming dimensions without a
  *   binding, PS111 for a binding that fits nothing, PS112 for a shape that only data decides
  */
-export function openModel(source: string, bind: readonly string[]): OpenedModel {
+export function openModel(source: string, bind: readonly string[], options: OpenModelOptions = {}): OpenedModel {
   const freeze = readBindings(bind);
   const module = openOnnx(source);
   const digest = digestModel(source, module);
-  return { module, digest, bindings: { ...freeze.bindings, ...freeze.inputs }, remarks: freezeModel(module, freeze) };
+  const remarks = freezeModel(module, freeze, options);
+  return { module, digest, bindings: { ...freeze.bindings, ...freeze.inputs }, remarks };
+}
+
+export interface OpenModelOptions {
+  /** Fusions in the place of npuc's own: a test puts a faulty one in. */
+  readonly fusions?: readonly Pass[];
+  /** Sees the module behind every pass that changed it. */
+  readonly onChange?: (pass: string, module: Module) => void;
 }
 
 /** `name=number` and `input=1x3x224x224`. @throws CL001 */
@@ -57,12 +65,15 @@ export function readBindings(bind: readonly string[]): FreezeOptions {
 }
 
 /** Simplifies, freezes and fuses a module in place. @returns what the passes have to say that matters to the user */
-function freezeModel(module: Module, freeze: FreezeOptions): string[] {
-  runPasses(module, simplify, { untilStable: true });
-  runPasses(module, [freezeShapes(freeze)]);
-  runPasses(module, simplify, { untilStable: true });
-  const lifted = runPasses(module, [liftOpset(OPSET)]);
-  runPasses(module, [...fuse, ...simplify], { untilStable: true });
+function freezeModel(module: Module, freeze: FreezeOptions, { fusions = fuse, onChange }: OpenModelOptions): string[] {
+  const onPass = (name: string, changed: boolean): void => {
+    if (changed) onChange?.(name, module);
+  };
+  runPasses(module, simplify, { untilStable: true, onPass });
+  runPasses(module, [freezeShapes(freeze)], { onPass });
+  runPasses(module, simplify, { untilStable: true, onPass });
+  const lifted = runPasses(module, [liftOpset(OPSET)], { onPass });
+  runPasses(module, [...fusions, ...simplify], { untilStable: true, onPass });
   return lifted.remarks.map(({ where, text }) => `${where}: ${text}`);
 }
 

@@ -3,7 +3,7 @@ import { affineEncoding, type Encoding } from '../../compiler/ir/encoding.ts';
 import type { Value } from '../../compiler/ir/graph.ts';
 import { wasmKernels } from '../../compiler/kernels/index.ts';
 import { type DecoderUnderCheck, REQUEST, runWindows } from './measure-decoder.ts';
-import { layerOf, weightedMean } from './measurement.ts';
+import { layerOf, roleOf, weightedMean } from './measurement.ts';
 import type { Patch } from './patch-module.ts';
 
 export const ERROR_SOURCES = ['weights', 'activations', 'cache', 'lowering'] as const;
@@ -63,6 +63,7 @@ export async function attributeError(subject: DecoderUnderCheck): Promise<Attrib
   const lowering = weightedMean(lowered.series.divergence, lowered.predictions);
   shares.push({ source: 'lowering', alone: lowering, without: lowering });
   const fixes = [
+    ...fixAllWeights(subject, shares.find(({ source }) => source === 'weights')!.without),
     ...(await tryWeights(subject, total, divergence)),
     ...(await tryActivations(subject, total, divergence, caches)),
   ];
@@ -91,7 +92,16 @@ function cacheNames({ decoder }: DecoderUnderCheck): Set<string> {
   );
 }
 
-/** The 4-bit weights behind the noisiest values, in 8 bits. */
+/** All 4-bit weights in 8 bits, whose own error is next to nothing beside. */
+function fixAllWeights({ decoder }: DecoderUnderCheck, gain: number): Fix[] {
+  const graph = decoder.stamp(REQUEST).graph();
+  const narrow = [...decoder.weightEncodings].filter(([, { dtype }]) => dtype === 'i4');
+  if (narrow.length === 0) return [];
+  const bytes = narrow.reduce((sum, [name]) => sum + Math.ceil((graph.find(name)?.data?.size ?? 0) / 2), 0);
+  return [{ recipe: 'scheme: w8a16', gain, bytes, what: `all ${narrow.length} 4-bit weights in 8 bits` }];
+}
+
+/** The 4-bit weights behind the noisiest values, in 8 bits, alone and in all layers. */
 async function tryWeights(
   { measurement, decoder, inputs }: DecoderUnderCheck,
   total: number,
@@ -105,16 +115,30 @@ async function tryWeights(
     .sort((a, b) => b.noise - a.noise)
     .slice(0, TRIED);
   const fixes: Fix[] = [];
-  for (const { name } of suspects) {
-    const tensor = decoder.migration.weights.get(name) ?? inputs.weights.get(name)!;
-    const encoding = channelEncoding(tensor.shape as [number, number], weightRows(tensor, wasmKernels));
-    const after = await divergence({ encodings: new Map([[name, encoding]]), dropPayload: true });
+  const widen = async (names: readonly string[], match: string, what: string): Promise<void> => {
+    const tensors = names.map((name) => decoder.migration.weights.get(name) ?? inputs.weights.get(name)!);
+    const encodings = new Map(
+      tensors.map((tensor, i) => [
+        names[i]!,
+        channelEncoding(tensor.shape as [number, number], weightRows(tensor, wasmKernels)),
+      ]),
+    );
+    const after = await divergence({ encodings, dropPayload: true });
+    const bytes = tensors.reduce((sum, { size }) => sum + Math.ceil(size / 2), 0);
     fixes.push({
-      recipe: `overrides: [{ match: '^${name.replaceAll('.', '\\.')}$', weight: { bits: 8 } }]`,
+      recipe: `overrides: [{ match: '${match}', weight: { bits: 8 } }]`,
       gain: total - after,
-      bytes: Math.ceil(tensor.size / 2),
-      what: `${name} in 8 bits per channel`,
+      bytes,
+      what: `${what} in 8 bits per channel`,
     });
+  };
+  for (const { name } of suspects) await widen([name], `^${name.replaceAll('.', '\\.')}$`, name);
+  for (const role of new Set(suspects.map(({ name }) => roleOf(name)))) {
+    const names = [...decoder.weightEncodings]
+      .filter(([name, { dtype }]) => dtype === 'i4' && roleOf(name) === role)
+      .map(([name]) => name);
+    const match = `^${role.replaceAll('.', '\\.').replaceAll('*', '\\d+')}$`;
+    if (names.length > 1) await widen(names, match, `${role} of ${names.length} layers`);
   }
   return fixes;
 }

@@ -1,11 +1,9 @@
 import type { Recipe } from '../../calibration/recipe.ts';
 import type { Encoding } from '../../compiler/ir/encoding.ts';
-import type { Tensor } from '../../compiler/ir/tensor.ts';
 import type { Baseline } from './baseline.ts';
-import { findStageValue, keepsFloats } from './compare-stages.ts';
+import { keepsFloats } from './compare-stages.ts';
 import type { Judgement } from './judge.ts';
-import { type DecoderUnderCheck, measureValues, requantize, runWindows } from './measure-decoder.ts';
-import { layerOf, type Measurement, type MetricKey, roleOf, weightedMean } from './measurement.ts';
+import { layerOf, type MeasuredValue, type Measurement, type MetricKey, roleOf, weightedMean } from './measurement.ts';
 import type { Patch } from './patch-module.ts';
 
 /** Something that was swapped back, and how much of the regression went with it. */
@@ -35,6 +33,31 @@ export interface Search {
   readonly trials: readonly Trial[];
 }
 
+/** Where a step of lowering first changes what the float model computes. */
+export interface StageValue {
+  /** The pass, where the step is several. */
+  readonly pass?: string;
+  readonly name: string;
+  readonly from: readonly string[];
+  readonly sqnr: number;
+}
+
+/** What was measured and can be measured again with something swapped back: a decoder or an ONNX model. */
+export interface Subject {
+  readonly measurement: Measurement;
+  /** Encodings of activations by name; what is tied together shares one object. */
+  readonly activations: ReadonlyMap<string, { readonly encoding: Encoding }>;
+  readonly weightEncodings: ReadonlyMap<string, Encoding>;
+  /** The metrics with a patch, or under another recipe. */
+  run(patch: Patch, recipe?: Recipe): Promise<Pick<Measurement, 'predictions' | 'series'>>;
+  /** Some values with a patch, or under another recipe. */
+  values(patch: Patch, only: ReadonlySet<string>, recipe?: Recipe): Promise<MeasuredValue[]>;
+  /** The float model's loss with weights in the place of others: name to name. */
+  runFloat?(names: ReadonlyMap<string, string>): Promise<number>;
+  /** Looks into a step of lowering that changes the float model. */
+  lookInto(stage: string): Promise<StageValue | undefined>;
+}
+
 /** Recovered share of a regression that makes a swap the culprit. */
 const ENOUGH = 0.7;
 /** Single swaps that are tried, the most suspicious first. */
@@ -51,15 +74,11 @@ interface Candidate {
 }
 
 /**
- * Finds what broke a decoder: swaps parts back to what the baseline has, in order of suspicion, and measures how much of the
+ * Finds what broke a model: swaps parts back to what the baseline has, in order of suspicion, and measures how much of the
  * regression goes away. First what must not change at all (imported weights, steps of lowering), then lines of the recipe,
  * ranges, weight scales, and at last whole layers, which are computed in floats.
  */
-export async function findCulprit(
-  subject: DecoderUnderCheck,
-  baseline: Baseline,
-  judgement: Judgement,
-): Promise<Search> {
+export async function findCulprit(subject: Subject, baseline: Baseline, judgement: Judgement): Promise<Search> {
   const trials: Trial[] = [];
   const trouble = describeTrouble(subject, baseline, judgement);
   const found =
@@ -75,44 +94,35 @@ export async function findCulprit(
 interface Trouble {
   readonly before: number;
   readonly now: number;
-  readonly measure: (patch: Patch, subject: DecoderUnderCheck) => Promise<number>;
+  readonly measure: (patch: Patch, recipe?: Recipe) => Promise<number>;
 }
 
-function describeTrouble(
-  { measurement: now }: DecoderUnderCheck,
-  { measurement: base }: Baseline,
-  judgement: Judgement,
-): Trouble {
+function describeTrouble(subject: Subject, { measurement: base }: Baseline, judgement: Judgement): Trouble {
+  const { measurement: now } = subject;
   const failed = judgement.metrics.filter(({ verdict }) => verdict === 'regression');
   const worst = failed.sort((a, b) => b.worse / b.noise - a.worse / a.noise)[0];
   if (worst) {
     const { key, better } = worst.metric;
     const sign = better === 'lower' ? 1 : -1;
-    const mean = (of: Measurement): number => sign * weightedMean(of.series[key]!, of.predictions);
+    const mean = ({ series, predictions }: Pick<Measurement, 'predictions' | 'series'>): number =>
+      sign * weightedMean(series[key as MetricKey]!, predictions);
     return {
       before: mean(base),
       now: mean(now),
-      measure: async (patch, { inputs, steps, decoder }) => {
-        const run = await runWindows(inputs, steps, decoder, patch);
-        return sign * weightedMean(run.series[key as Exclude<MetricKey, 'noise'>], run.predictions);
-      },
+      measure: async (patch, recipe) => mean(await subject.run(patch, recipe)),
     };
   }
-  // No metric moved: the worst value's noise, where it first shows.
+  // No metric moved: the first failing value's noise.
   const values = judgement.findings.filter(({ kind, level }) => kind === 'value' && level === 'regression');
-  const order = new Map(now.values.map(({ name }, i) => [name, i]));
-  const first = values.sort((a, b) => order.get(a.subject)! - order.get(b.subject)!)[0];
-  const share = (of: Measurement): number => {
-    const value = of.values.find(({ name }) => name === first?.subject);
+  const first = now.values.find(({ name }) => values.some(({ subject: failing }) => failing === name))?.name ?? '';
+  const share = (of: readonly MeasuredValue[]): number => {
+    const value = of.find(({ name }) => name === first);
     return value ? 10 ** (-value.sqnr / 10) : 0;
   };
   return {
-    before: share(base),
-    now: share(now),
-    measure: async (patch, { inputs, decoder }) => {
-      const [value] = await measureValues(inputs, decoder, patch, new Set([first?.subject ?? '']));
-      return value ? 10 ** (-value.sqnr / 10) : 0;
-    },
+    before: share(base.values),
+    now: share(now.values),
+    measure: async (patch, recipe) => share(await subject.values(patch, new Set([first]), recipe)),
   };
 }
 
@@ -123,30 +133,27 @@ function recoveredBy(trouble: Trouble, after: number): number {
 
 /** Weights that are not those of the baseline, though the checkpoint is: the import reads them wrongly. */
 async function trySources(
-  subject: DecoderUnderCheck,
+  subject: Subject,
   { measurement: base }: Baseline,
   trials: Trial[],
 ): Promise<Culprit | undefined> {
   const before = new Map(base.weights.map(({ name, digest }) => [name, digest]));
   const changed = subject.measurement.weights.filter(
-    ({ name, digest }) => before.has(name) && before.get(name) !== digest,
+    ({ name, digest }) => digest !== '' && before.get(name) && before.get(name) !== digest,
   );
   if (changed.length === 0) return undefined;
   const names = changed.map(({ name }) => name);
   // Where the same bytes are found under another name, the names are swapped, and can be swapped back.
   const byDigest = new Map(subject.measurement.weights.map(({ name, digest }) => [digest, name]));
-  const back = new Map<string, Tensor>(subject.inputs.weights);
-  const moved = names.filter((name) => byDigest.has(before.get(name)!));
-  for (const name of moved) back.set(name, subject.inputs.weights.get(byDigest.get(before.get(name)!)!)!);
-  const swapped = moved.length === names.length;
+  const back = new Map(
+    names.filter((name) => byDigest.has(before.get(name)!)).map((name) => [name, byDigest.get(before.get(name)!)!]),
+  );
+  const swapped = back.size === names.length;
   let recovered = 0;
-  if (swapped) {
-    const { rotated: _, ...inputs } = subject.inputs;
+  if (swapped && subject.runFloat) {
     const loss = (of: Measurement): number => weightedMean(of.series.floatLoss!, of.predictions);
-    const run = await runWindows({ ...inputs, weights: back }, subject.steps, subject.decoder, {});
-    const after = weightedMean(run.series.floatLoss, run.predictions);
     const whole = loss(subject.measurement) - loss(base);
-    recovered = whole > 0 ? (loss(subject.measurement) - after) / whole : 1;
+    recovered = whole > 0 ? (loss(subject.measurement) - (await subject.runFloat(back))) / whole : 1;
   }
   const what = joinNames(names);
   const why = swapped
@@ -159,7 +166,7 @@ async function trySources(
 
 /** Steps of lowering that change what the float model computes. */
 async function tryStages(
-  subject: DecoderUnderCheck,
+  subject: Subject,
   { measurement: base }: Baseline,
   trials: Trial[],
 ): Promise<Culprit | undefined> {
@@ -170,15 +177,15 @@ async function tryStages(
     const broken = name === bad?.name;
     trials.push({ kind: 'pass', what: name, recovered: broken ? 1 : 0 });
     if (!broken) continue;
-    const value = await findStageValue(subject.inputs, subject.steps);
+    const value = await subject.lookInto(name);
     const at = value ? `, first in ${value.name} (${value.sqnr.toFixed(1)} dB)` : '';
     const names = value ? [value.name] : [];
     const was = before.has(name) ? ` where it had ${before.get(name)!.toFixed(1)}` : '';
     return {
       kind: 'pass',
-      what: name,
+      what: value?.pass ?? name,
       recovered: 1,
-      why: `${name} changes what the float model computes: ${sqnr.toFixed(1)} dB${was}${at}`,
+      why: `${value?.pass ?? name} changes what the float model computes: ${sqnr.toFixed(1)} dB${was}${at}`,
       names,
       layers: layersOf(names),
       from: value?.from ?? [],
@@ -190,7 +197,7 @@ async function tryStages(
 
 /** Lines of the recipe that are not those of the baseline, one by one. */
 async function tryRecipe(
-  subject: DecoderUnderCheck,
+  subject: Subject,
   { measurement: base }: Baseline,
   trouble: Trouble,
   trials: Trial[],
@@ -205,8 +212,7 @@ async function tryRecipe(
   for (const key of keys) {
     const recipe = { ...now, [key]: before[key] } as unknown as Recipe;
     if (before[key] === undefined) delete (recipe as unknown as Record<string, unknown>)[key];
-    const decoder = await requantize(subject.inputs, recipe, subject.steps);
-    const recovered = recoveredBy(trouble, await trouble.measure({}, { ...subject, decoder }));
+    const recovered = recoveredBy(trouble, await trouble.measure({}, recipe));
     const trial: Trial = { kind: 'recipe', what: `${key}: ${JSON.stringify(now[key])}`, recovered };
     trials.push(trial);
     if (recovered < ENOUGH || (best && best.recovered >= recovered)) continue;
@@ -218,7 +224,7 @@ async function tryRecipe(
 }
 
 /** Encodings and weight scales that moved by more than draws of the calibration move them: alone, by role, by layer, all. */
-function listCandidates(subject: DecoderUnderCheck, { measurement: base, noise }: Baseline): Candidate[] {
+function listCandidates(subject: Subject, { measurement: base, noise }: Baseline): Candidate[] {
   const limit = Math.max(LEAST_SHIFT, 3 * noise.scale);
   const moved: { kind: 'range' | 'weight'; name: string; shift: number; encoding: Encoding }[] = [];
   const before = new Map(base.values.map((value) => [value.name, value]));
@@ -241,7 +247,7 @@ function listCandidates(subject: DecoderUnderCheck, { measurement: base, noise }
   const scales = new Map(base.weights.map((weight) => [weight.name, weight]));
   for (const { name, form, scale } of subject.measurement.weights) {
     const old = scales.get(name);
-    const encoding = subject.decoder.weightEncodings.get(name);
+    const encoding = subject.weightEncodings.get(name);
     if (!old || !encoding || old.form !== form) continue;
     const shift = Math.log(scale / old.scale);
     if (Math.abs(shift) <= LEAST_SHIFT) continue;
@@ -290,14 +296,14 @@ function listCandidates(subject: DecoderUnderCheck, { measurement: base, noise }
 }
 
 /** Every value of the graph that has the very same encoding object of the plan: what moves a value, and a cache's other parts. */
-function tiedNames({ decoder }: DecoderUnderCheck, name: string): string[] {
-  const own = decoder.plan.activations.get(name)?.encoding;
+function tiedNames({ activations }: Subject, name: string): string[] {
+  const own = activations.get(name)?.encoding;
   if (!own) return [name];
-  return [...decoder.plan.activations].filter(([, { encoding }]) => encoding === own).map(([tied]) => tied);
+  return [...activations].filter(([, { encoding }]) => encoding === own).map(([tied]) => tied);
 }
 
 /** What usually moves a range like that. */
-function describeCause(subject: DecoderUnderCheck, name: string, factor: number): string {
+function describeCause(subject: Subject, name: string, factor: number): string {
   const value = subject.measurement.values.find((each) => each.name === name);
   const reach = value?.encoding ? -value.encoding.scale * value.encoding.zero : 0;
   if (/mask/.test(name) && reach < -1e4) return `: a mask of ${reach.toFixed(0)} takes all its steps, npuc's is -50`;
@@ -306,13 +312,13 @@ function describeCause(subject: DecoderUnderCheck, name: string, factor: number)
 
 async function tryCandidates(
   candidates: readonly Candidate[],
-  subject: DecoderUnderCheck,
+  subject: Subject,
   trouble: Trouble,
   trials: Trial[],
 ): Promise<Culprit | undefined> {
   let best: { candidate: Candidate; recovered: number } | undefined;
   for (const candidate of candidates) {
-    const recovered = recoveredBy(trouble, await trouble.measure(candidate.patch, subject));
+    const recovered = recoveredBy(trouble, await trouble.measure(candidate.patch));
     trials.push({ kind: candidate.kind, what: candidate.what, recovered });
     // A larger set must explain clearly more than a smaller one.
     if (!best || recovered > best.recovered + 0.1) best = { candidate, recovered };
@@ -325,7 +331,7 @@ async function tryCandidates(
 }
 
 /** Layers computed in floats, those that bring in most noise first. */
-async function tryLayers(subject: DecoderUnderCheck, trouble: Trouble, trials: Trial[]): Promise<Culprit | undefined> {
+async function tryLayers(subject: Subject, trouble: Trouble, trials: Trial[]): Promise<Culprit | undefined> {
   const added = new Map<number, number>();
   for (const { name, noiseAdded } of subject.measurement.values) {
     const layer = layerOf(name);
@@ -335,7 +341,7 @@ async function tryLayers(subject: DecoderUnderCheck, trouble: Trouble, trials: T
   let best: Culprit | undefined;
   for (const [layer] of order) {
     const patch: Patch = { float: ({ name }) => layerOf(name) === layer };
-    const recovered = recoveredBy(trouble, await trouble.measure(patch, subject));
+    const recovered = recoveredBy(trouble, await trouble.measure(patch));
     const what = `layer ${layer}`;
     trials.push({ kind: 'layer', what, recovered });
     if (recovered < ENOUGH || (best && best.recovered >= recovered)) continue;
@@ -354,7 +360,7 @@ async function tryLayers(subject: DecoderUnderCheck, trouble: Trouble, trials: T
   return best;
 }
 
-function locate(subject: DecoderUnderCheck, names: readonly string[]): Pick<Culprit, 'layers' | 'from'> {
+function locate(subject: Subject, names: readonly string[]): Pick<Culprit, 'layers' | 'from'> {
   const from = names.flatMap(
     (name) =>
       subject.measurement.values.find((value) => value.name === name)?.from ?? [name.replace(/\.(weight|bias)$/, '')],

@@ -1,9 +1,10 @@
 import { createHash } from 'node:crypto';
 import { buildPlainDecoder, collectDecoderStatistics } from '../../calibration/decoder-statistics.ts';
-import { type QuantizedDecoder, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
+import { type QuantizedDecoder, type QuantizeInputs, quantizeDecoder } from '../../calibration/quantize-decoder.ts';
 import type { NumberFormat, Recipe } from '../../calibration/recipe.ts';
 import { cacheBits } from '../../calibration/recipe.ts';
 import { movementRoot, type Statistics } from '../../calibration/statistics.ts';
+import type { StatisticsKey } from '../../calibration/statistics-cache.ts';
 import { weightRows } from '../../calibration/weights.ts';
 import { buildDecoder } from '../../compiler/import/decoder-model.ts';
 import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
@@ -74,6 +75,11 @@ export interface CalibratedInputs {
   readonly npuc: string;
   readonly threads: number;
   readonly open: OpenEngine;
+  /** Integers that the checkpoint came with. */
+  readonly taken?: QuantizeInputs['taken'];
+  readonly requantize?: boolean;
+  /** What the statistics depend on, so that chosen integers are found again. */
+  readonly cacheKey?: StatisticsKey;
 }
 
 /** Means over each window, by metric. */
@@ -136,6 +142,9 @@ export async function requantize(
     contract: inputs.contract,
     kernels: wasmKernels,
     threads: inputs.threads,
+    ...(inputs.taken ? { taken: inputs.taken } : {}),
+    ...(inputs.requantize === undefined ? {} : { requantize: inputs.requantize }),
+    ...(inputs.cacheKey ? { cacheKey: inputs.cacheKey } : {}),
   });
 }
 
@@ -170,26 +179,27 @@ export async function runWindows(
   patch: Patch,
   module: Module = patchModule(decoder.stamp(REQUEST), patch),
 ): Promise<WindowRun> {
-  const float = await openSession(
-    inputs,
-    steps.lower(inputs.config, inputs.weights, CHUNK, WINDOW),
-    plainContract,
-    inputs.embed,
-  );
+  const { windows, prefix } = inputs.text;
+  const kept = keptRows.get(windows);
+  const known = kept?.weights === inputs.weights && kept.lower === steps.lower ? kept.rows : undefined;
+  const float = known ? undefined : await openFloat(inputs, steps);
+  const keep = windows.length * WINDOW * inputs.config.vocabSize <= MOST_KEPT;
+  const seen: (readonly Float32Array[])[] = [];
   try {
     const other = await openSession(inputs, module, decoder.contract, decoder.embed);
     try {
-      const { prefix } = inputs.text;
       const rows = [];
-      for (const window of inputs.text.windows) {
-        float.reset();
+      for (const [index, window] of windows.entries()) {
+        float?.reset();
         other.reset();
-        const expected = await float.feed(window, 'all');
+        const expected = known?.[index] ?? (await float!.feed(window, 'all'));
+        if (keep) seen.push(expected);
         const got = await other.feed(window, 'all');
         const sums = emptyLogitSums();
         for (let i = prefix; i + 1 < window.length; i++) addLogits(sums, expected[i]!, got[i]!, window[i + 1]!);
         rows.push(sums);
       }
+      if (keep) keptRows.set(windows, { weights: inputs.weights, lower: steps.lower, rows: seen });
       return {
         engine: other.engine,
         predictions: rows.map(({ count }) => count),
@@ -204,8 +214,26 @@ export async function runWindows(
       await other.close();
     }
   } finally {
-    await float.close();
+    await float?.close();
   }
+}
+
+/** Logits of the float model that are kept while a model is looked into: 64 MiB at most, more are computed anew. */
+const MOST_KEPT = 2 ** 24;
+
+/** The float model's logits by the windows that they are of. */
+const keptRows = new WeakMap<
+  CalibratedInputs['text']['windows'],
+  {
+    readonly weights: DecoderWeights;
+    readonly lower: DecoderSteps['lower'];
+    readonly rows: readonly (readonly Float32Array[])[];
+  }
+>();
+
+async function openFloat(inputs: CalibratedInputs, steps: DecoderSteps): Promise<DecoderSession> {
+  const module = steps.lower(inputs.config, inputs.weights, CHUNK, WINDOW);
+  return await openSession(inputs, module, plainContract, inputs.embed);
 }
 
 /** The graph that everything is measured on. */
@@ -280,7 +308,8 @@ export async function measureValues(
   });
 }
 
-function widen(range: [number, number], data: Float32Array): void {
+/** Widens a range to hold some numbers. */
+export function widen(range: [number, number], data: Float32Array): void {
   for (const element of data) {
     if (element < range[0]) range[0] = element;
     if (element > range[1]) range[1] = element;
@@ -292,7 +321,8 @@ function measureWeights(inputs: CalibratedInputs, decoder: QuantizedDecoder): Me
     name,
     form: describeForm(encoding),
     scale: meanScale(encoding),
-    digest: digestWeight(inputs.weights.get(name)!),
+    // Weights that calibration made have no source to compare.
+    digest: inputs.weights.has(name) ? digestWeight(inputs.weights.get(name)!) : '',
   }));
 }
 

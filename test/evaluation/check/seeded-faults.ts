@@ -3,6 +3,7 @@ import { type QuantizedDecoder, quantizeDecoder } from '../../../calibration/qua
 import { makeRecipe } from '../../../calibration/recipe.ts';
 import type { ValueStatistics } from '../../../calibration/statistics.ts';
 import { defaultText, readTokens, startTokens } from '../../../calibration/texts.ts';
+import { quantizeLazily } from '../../../compiler/export/quantize-constant.ts';
 import { openCheckpoint } from '../../../compiler/import/checkpoint.ts';
 import { type DecoderModel, readDecoderModel } from '../../../compiler/import/decoder-model.ts';
 import type { Encoding } from '../../../compiler/ir/encoding.ts';
@@ -44,6 +45,10 @@ export async function openCheckedModel(source: string, calibration: number, held
   const step = WINDOW - prefix.length;
   const evaluation = readTokens(defaultText('evaluation'), tokenizer, held * step, held * step);
   const kept = new Map<string, ReadonlyMap<string, ValueStatistics>>();
+  const heldOut = Array.from({ length: held }, (_, i) => [
+    ...prefix,
+    ...evaluation.ids.slice(i * step, (i + 1) * step),
+  ]);
   return {
     model,
     windows,
@@ -63,10 +68,7 @@ export async function openCheckedModel(source: string, calibration: number, held
         calibrationDigest: text.digest,
         text: {
           digest: evaluation.digest,
-          windows: Array.from({ length: held }, (_, i) => [
-            ...prefix,
-            ...evaluation.ids.slice(i * step, (i + 1) * step),
-          ]),
+          windows: heldOut,
           prefix: prefix.length,
         },
         recipe: makeRecipe(scheme),
@@ -124,6 +126,25 @@ function withEncodings(
   };
 }
 
+/** As withEncodings, with the integers that the true scales gave. */
+function keepIntegers(
+  decoder: QuantizedDecoder,
+  change: (name: string, encoding: Encoding) => Encoding,
+): QuantizedDecoder {
+  const changed = withEncodings(decoder, change);
+  return {
+    ...changed,
+    stamp: (request) => {
+      const module = changed.stamp(request);
+      for (const [name, encoding] of decoder.weightEncodings) {
+        const value = module.graph().find(name);
+        if (value?.data && value.encoding !== encoding) value.payload ??= quantizeLazily(value.data, encoding, name);
+      }
+      return module;
+    },
+  };
+}
+
 const scaled = (encoding: Encoding, factor: number): Encoding => ({
   ...encoding,
   scale: encoding.scale.map((scale) => scale * factor),
@@ -175,11 +196,12 @@ function shiftQueries(module: Module): Module {
 export const FAULTS: readonly SeededFault[] = [
   {
     name: "one layer's scale x 1.5",
-    scheme: 'w4a16',
+    scheme: 'w8a16',
     steps: {
       ...DECODER_STEPS,
       quantize: async (inputs) =>
-        withEncodings(await quantizeDecoder(inputs), (name, encoding) =>
+        // The integers stay: what they stand for is half as large again.
+        keepIntegers(await quantizeDecoder(inputs), (name, encoding) =>
           name === `model.layers.${LAYER}.mlp.down_proj.weight` ? scaled(encoding, 1.5) : encoding,
         ),
     },
@@ -192,12 +214,12 @@ export const FAULTS: readonly SeededFault[] = [
     scheme: 'w8a16',
     steps: {
       ...DECODER_STEPS,
-      // A sample that says the same over and over: what calibration on one prompt of a benchmark comes to.
+      // A sample that says one word over and over.
       collect: async (config, weights, windows, options) => {
         const sample = new Array<number>(64).fill(windows[0]![1]!);
         const one = await collectDecoderStatistics(config, weights, [sample], options);
         const all = await collectDecoderStatistics(config, weights, windows, options);
-        const cache = /^new_(key|value)_\d+$|k_rope\.out$|v_proj$/;
+        const cache = /^(new|past)_(key|value)_\d+$|\.(keys|values)$|v_proj$/;
         return new Map([...all].map(([name, seen]) => [name, cache.test(name) ? one.get(name)! : seen]));
       },
     },

@@ -75,6 +75,7 @@ async function collectMoments(
   const inputs = layer.inputs
     .map((input) => ({ ...input, weights: input.weights.filter((name) => encodings.get(name)?.dtype === 'i4') }))
     .filter((input) => input.weights.length > 0);
+  if (inputs.length === 0) return [];
   const names = inputs.map((input) => momentsOf(input.value));
   const sums = new Map<string, Float64Array>();
   const runner = await openModule(layer.module, open);

@@ -73,7 +73,7 @@ export function planWeights(
     );
     if (override) {
       form = isDynamic(recipe) ? { ...override.weight!, scales: 'f16' } : override.weight!;
-      why = `override ${override.match}`;
+      why = override.why ?? `override ${override.match}`;
     }
     const inputs = weight.dims[matrix ? 1 - axis : axis === 0 ? 1 : 0]!;
     // LPBQ as a Gemm is refused or computed wrongly by HTP (facts qnn-htp 2).

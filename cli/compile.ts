@@ -1,6 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { stringify } from 'yaml';
 import type { Argv } from 'yargs';
+import { EFFORT_WINDOWS, effortRecipe } from '../calibration/effort.ts';
 import { isDynamic, makeRecipe, type Recipe } from '../calibration/recipe.ts';
 import { defaultText } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
@@ -61,6 +62,10 @@ export const compileCommand: Command = {
         'rotation',
         textFlag('rotate the residual stream: auto, none, hadamard (default: auto at 16-bit activations)'),
       )
+      .option(
+        'outliers',
+        textFlag('channels that dwarf the others of a gated product: auto, none, apart (default auto)'),
+      )
       .option('range', textFlag('activation ranges: min-max, percentile, histogram-mse'))
       .option(
         'embedding',
@@ -77,7 +82,17 @@ export const compileCommand: Command = {
         'calibrate',
         textFlag('calibration text (default: one that comes with npuc); for ONNX a .npz or a folder of them'),
       )
-      .option('calibration-windows', countFlag('calibration-windows', 'windows of calibration text (default 32)'))
+      .option('effort', textFlag('work for quantization: fast, default, or best, which tries several recipes'))
+      .option(
+        'weight-budget',
+        textFlag('"weights<=90MB": 4-bit weights, and 8 bits where they buy the most within so many bytes', {
+          alias: 'budget',
+        }),
+      )
+      .option(
+        'calibration-windows',
+        countFlag('calibration-windows', 'windows of calibration text (default 32, or as --effort says)'),
+      )
       .option('evaluate', textFlag('held-out text (default: one that comes with npuc), or none: artifacts only'))
       .option('encodings-in', textFlag("AIMET's encodings file to use in the place of calibrated encodings"))
       .option(
@@ -132,6 +147,18 @@ export const compileCommand: Command = {
     // Loaded when needed: help and version must not wait for runtimes.
     const { spellFigures } = await import('../evaluation/write-report.ts');
     if (options.source.endsWith('.onnx')) {
+      if (config.weightBudget) {
+        throw new NpucError('CL001', {
+          message: '--budget is for checkpoints, and this is an ONNX model',
+          hint: 'overrides in a configuration file choose the form of single weights',
+        });
+      }
+      if (config.effort !== 'default') {
+        throw new NpucError('CL001', {
+          message: `--effort ${config.effort} is for checkpoints: what an ONNX model needs is always measured`,
+          hint: 'leave it out',
+        });
+      }
       if (options.targets.includes('hf')) {
         throw new NpucError('CL001', {
           message: '--target hf writes the checkpoint of a language model, and this is an ONNX model',
@@ -204,7 +231,9 @@ export function compileOptions(
     allowExtrapolation: config.allowExtrapolation,
     requantize: config.requantize,
     calibrationText: config.calibrate ?? defaultText('calibration'),
-    calibrationWindows: config.calibrationWindows,
+    effort: config.effort,
+    ...(config.weightBudget === undefined ? {} : { budget: config.weightBudget }),
+    calibrationWindows: config.calibrationWindows ?? EFFORT_WINDOWS[config.effort],
     evaluation: {
       text: config.evaluate ?? defaultText('evaluation'),
       tokens: config.evalTokens,
@@ -229,14 +258,16 @@ export function compileOptions(
 
 /** The recipe that a configuration asks for. @throws QT101, QT102 */
 export function recipeOf(config: CompileConfig): Recipe {
-  return makeRecipe(config.scheme, {
+  const recipe = makeRecipe(config.scheme, {
     cache: config.kv,
     overrides: config.overrides,
     ...(config.block === undefined ? {} : { block: config.block }),
     ...(config.range === undefined ? {} : { range: config.range }),
     ...(config.rounding === undefined ? {} : { rounding: config.rounding }),
     ...(config.rotation === undefined ? {} : { rotation: config.rotation }),
+    ...(config.outliers === undefined ? {} : { outliers: config.outliers }),
   });
+  return effortRecipe(recipe, config.effort, config);
 }
 
 /** @throws CL001 where a table beside the graphs would be no part of what is made */

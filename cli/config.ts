@@ -3,7 +3,8 @@ import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { parse } from 'yaml';
 import { z } from 'zod';
-import { ROTATIONS, ROUNDINGS } from '../calibration/recipe.ts';
+import { EFFORTS } from '../calibration/effort.ts';
+import { OUTLIERS, ROTATIONS, ROUNDINGS } from '../calibration/recipe.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { nearestWord } from '../compiler/nearest.ts';
 import { ENCODINGS_VERSIONS } from '../targets/onnx/encodings-json.ts';
@@ -36,6 +37,12 @@ const UNITS: Readonly<Record<string, number>> = {
   GI: 2 ** 30,
 };
 
+/** A budget such as weights<=90MB; what is none is left for the schema to refuse. */
+function readBudget(budget: unknown): unknown {
+  const parts = typeof budget === 'string' ? /^\s*weights\s*<=\s*(.+)$/.exec(budget) : null;
+  return parts ? { bytes: readBytes(parts[1]) } : budget;
+}
+
 /** Bytes of a size with a unit; what is none is left for the schema to refuse. */
 function readBytes(size: unknown): unknown {
   const parts = typeof size === 'string' ? /^\s*(\d+(?:\.\d+)?)\s*([KMG]I?|)B?\s*$/i.exec(size) : null;
@@ -64,10 +71,16 @@ export const compileConfig = z.strictObject({
   rounding: z.enum(ROUNDINGS).optional().describe('nearest or gptq'),
   embedding: z.enum(['in-graph', 'lut-f16', 'lut-u8']).default('in-graph').describe('in-graph, lut-f16 or lut-u8'),
   rotation: z.enum(ROTATIONS).optional().describe('auto, none or hadamard'),
+  outliers: z.enum(OUTLIERS).optional().describe('auto, none or apart'),
   io: z.enum(['float', 'quantized']).default('float').describe('float or quantized'),
   profile: z.enum(PROFILES).default('npu').describe(PROFILES.join(' or ')),
   calibrate: text.optional().describe(TEXT),
-  calibrationWindows: count.default(32).describe(COUNT),
+  calibrationWindows: count.optional().describe(COUNT),
+  weightBudget: z
+    .preprocess(readBudget, z.strictObject({ bytes: z.number().int().positive() }))
+    .optional()
+    .describe('a limit such as "weights<=90MB"'),
+  effort: z.enum(EFFORTS).default('default').describe('fast, default or best'),
   evaluate: text.optional().describe(TEXT),
   // A bare 1.0 in a file is a number.
   encodings: z

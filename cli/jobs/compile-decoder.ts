@@ -1,5 +1,6 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Budget } from '../../calibration/budget.ts';
 import { calibrationShape, cutWindows } from '../../calibration/decoder-statistics.ts';
 import type { Effort } from '../../calibration/effort.ts';
 import { planWeights } from '../../calibration/plan-weights.ts';
@@ -42,6 +43,7 @@ import type { OutputOptions } from '../output-options.ts';
 import { addDecoderNpu, npuVersions, withNpu } from './add-npu.ts';
 import { type CalibratedDecoder, calibrateDecoder } from './calibrate-decoder.ts';
 import { writeDecisions } from './explain-value.ts';
+import { type BudgetReport, checkBudget, describeBudget, meetBudget, writeBudget } from './meet-budget.ts';
 import { openOutputFolder } from './output-folder.ts';
 import { planSizes, type SizePlan } from './plan-sizes.ts';
 import { reproduceCommand } from './reproduce-command.ts';
@@ -61,6 +63,8 @@ export interface CompileOptions {
   readonly requantize: boolean;
   readonly calibrationText: string;
   readonly effort: Effort;
+  /** Most bytes of all weights. */
+  readonly budget?: Budget;
   readonly calibrationWindows: number;
   readonly evaluation: EvaluationOptions;
   readonly threads: number;
@@ -149,6 +153,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
   const model = await openDecoder(options);
   const { checkpoint, config } = model;
   planParts(model, options);
+  checkBudgets(model, options);
   const evaluated = options.evaluation.text !== NO_EVALUATION;
   const output = openOutputFolder(options.out, options.force, [
     options.source,
@@ -173,13 +178,17 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     const toolchain = options.targets.includes('qnn') ? findToolchain('qnn') : undefined;
     const targets: Partial<Record<TargetName, ManifestTarget>> = {};
     const decoders = new Map<TargetName, QuantizedDecoder>();
+    const budgets = new Map<TargetName, BudgetReport>();
     const npu: NpuReport[] = [];
     for (const name of inOrder(options.targets)) {
       const target = decoderTargets[name];
       // A checkpoint that is written holds the weights of the first artifact beside it.
       const [followed] = name === 'hf' ? decoders.keys() : [];
       if (followed === undefined) progress.stage(`quantize for ${name}`);
-      const decoder = followed === undefined ? await quantize(source, options, name, remarks) : decoders.get(followed)!;
+      const decoder =
+        followed === undefined
+          ? await quantizeWithin(source, options, name, remarks, budgets)
+          : decoders.get(followed)!;
       decoders.set(name, decoder);
       progress.stage(`emit ${name}`);
       const made = await target.emit(decoder, {
@@ -223,8 +232,11 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     }
     const tokenizer = writeTokenizer(checkpoint.tokenizerFiles, output.partial);
     if (evaluated) progress.stage('evaluate');
-    const plan = writeDecisions(output.partial, decoders);
-    const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer, plan]
+    const side = [
+      writeDecisions(output.partial, decoders),
+      ...(budgets.size > 0 ? [writeBudget(output.partial, budgets)] : []),
+    ];
+    const files = [...Object.values(targets).flatMap((target) => target.files), ...tokenizer, ...side]
       .sort()
       .map((path) => describeFile(output.partial, path));
     const report =
@@ -390,6 +402,33 @@ async function chooseSource(
     },
   });
   return { source: tried[0]!.source, remarks: [describeChoice(tried, heldOut.length)] };
+}
+
+/** @throws QT140 and CL001 for a budget that a target cannot meet, before any work */
+function checkBudgets(model: DecoderModel, options: CompileOptions): void {
+  for (const name of options.budget ? options.targets : [])
+    checkBudget(options.budget!, model, options.recipe, formatOf(name, options.embedding, options.profile));
+}
+
+/** Decides every encoding for one target; within a budget, 4-bit weights get 8 bits where those buy the most. */
+async function quantizeWithin(
+  source: CalibratedDecoder,
+  options: CompileOptions,
+  name: TargetName,
+  remarks: readonly string[],
+  budgets: Map<TargetName, BudgetReport>,
+): Promise<QuantizedDecoder> {
+  const decoder = await quantize(source, options, name, remarks);
+  const { budget, progress } = options;
+  if (!budget) return decoder;
+  progress.stage(`measure what 8 bits buy for ${name}`);
+  const { overrides, report } = await meetBudget(budget, decoder, source.key.windows, (done, total) =>
+    progress.update(done, total),
+  );
+  budgets.set(name, report);
+  const { recipe } = source;
+  const within = { ...source, recipe: { ...recipe, overrides: [...recipe.overrides, ...overrides] } };
+  return quantize(within, options, name, [...remarks, describeBudget(report)]);
 }
 
 /** Decides every encoding of a calibrated decoder for one target. */

@@ -15,6 +15,7 @@ export function reproduceCommand(options: CompileOptions): string {
     ['soc', options.soc.name],
     ['scheme', recipe.scheme],
   ];
+  if (options.budget) flags.push(['budget', `weights<=${options.budget.bytes}`]);
   if (options.effort !== 'default') flags.push(['effort', options.effort]);
   if (recipe.weight.block !== usual.weight.block) flags.push(['block', String(recipe.weight.block)]);
   if (recipe.range !== usual.range) flags.push(['range', recipe.range]);

@@ -5,8 +5,10 @@ import { INT4, INT8_SYMMETRIC, type Kernels } from '../compiler/kernels/kernels.
 import type { OpenEngine } from '../compiler/runtime/engine.ts';
 import type { Tensors } from '../compiler/runtime/runner.ts';
 import type { WeightPlan } from './plan-weights.ts';
+import type { WeightForm } from './recipe.ts';
 import { factorMoments, roundRows } from './round-rows.ts';
 import { collectMoments, hasMoments, type LayerMoments } from './second-moments.ts';
+import { storableScale } from './storable-scale.ts';
 
 /** A weight on its grid: rounding `values` under `encoding` gives the chosen integers. */
 export interface CompensatedWeight {
@@ -33,7 +35,7 @@ export async function compensateWeights(inputs: CompensateWeightsInputs): Promis
   const { float, plans, feeds, kernels, open } = inputs;
   const layers = float.graph().nodes.filter((node) => {
     const plan = node.inputs[1] && plans.get(node.input(1).name);
-    return plan?.form.block === 0 && hasMoments(node) && node.input(1).uses.size === 1;
+    return plan !== undefined && roundable(plan.form) && hasMoments(node) && node.input(1).uses.size === 1;
   });
   const rounded = new Map<string, CompensatedWeight>();
   if (layers.length === 0) return rounded;
@@ -45,30 +47,53 @@ export async function compensateWeights(inputs: CompensateWeightsInputs): Promis
   return rounded;
 }
 
+/** One scale a row, or blocks whose scales are numbers of their own. */
+function roundable({ block, scales }: WeightForm): boolean {
+  return block === 0 || scales === 'f16';
+}
+
 function roundLayer({ node, columns, groups }: LayerMoments, plan: WeightPlan, kernels: Kernels): CompensatedWeight {
   const weight = node.input(1).data!;
   const { rows, write } = unrollWeight(node, columns);
   const count = rows.length / columns;
   const perGroup = count / groups.length;
   const range = plan.form.bits === 4 ? INT4 : INT8_SYMMETRIC;
-  const scales = new Float32Array(count);
+  const block = plan.form.block || columns;
+  const blocks = columns / block;
+  const places = Uint32Array.from({ length: columns }, (_, k) => Math.floor(k / block));
+  const scales = new Float32Array(count * blocks);
   const values = new Float32Array(weight.size);
   for (const [index, moments] of groups.entries()) {
     const from = index * perGroup;
     const part = rows.subarray(from * columns, (from + perGroup) * columns);
-    const steps = new Float32Array(perGroup);
-    for (let n = 0; n < perGroup; n++) {
+    const steps = new Float32Array(perGroup * blocks);
+    for (let at = 0; at < steps.length; at++) {
       let largest = 0;
-      for (let k = 0; k < columns; k++) largest = Math.max(largest, Math.abs(part[n * columns + k]!));
-      steps[n] = largest > 0 ? largest / range.max : 1;
+      for (let k = 0; k < block; k++) largest = Math.max(largest, Math.abs(part[at * block + k]!));
+      const step = largest > 0 ? largest / range.max : 1;
+      steps[at] = plan.form.block > 0 ? storableScale(step) : step;
     }
     const factored = factorMoments(moments, columns, kernels, plan.name);
-    const integers = roundRows(part, factored, steps, new Uint32Array(columns), range, kernels, plan.name);
-    scales.set(steps, from);
-    for (let n = 0; n < perGroup; n++)
-      for (let k = 0; k < columns; k++) write(values, from + n, k, Math.fround(integers[n * columns + k]! * steps[n]!));
+    const integers = roundRows(part, factored, steps, places, range, kernels, plan.name);
+    scales.set(steps, from * blocks);
+    for (let n = 0; n < perGroup; n++) {
+      for (let k = 0; k < columns; k++) {
+        const step = steps[n * blocks + places[k]!]!;
+        write(values, from + n, k, Math.fround(integers[n * columns + k]! * step));
+      }
+    }
   }
   const dtype = plan.form.bits === 4 ? 'i4' : 'i8';
+  if (plan.form.block > 0) {
+    // Scales lie as the weight does: along the rows of [N, K], or down the columns of [K, N].
+    const turned = new Float32Array(scales.length);
+    if (plan.axis === 1) kernels.transposeF32(scales, count, blocks, turned);
+    const scale = plan.axis === 1 ? turned : scales;
+    return {
+      encoding: { dtype, scale, axis: 1 - plan.axis, block: plan.form.block },
+      values: Tensor.of('f32', weight.shape, values),
+    };
+  }
   return {
     encoding: { dtype, scale: scales, axis: plan.axis },
     values: Tensor.of('f32', weight.shape, values),

@@ -18,7 +18,7 @@ import { planWeights } from './plan-weights.ts';
 import { isReal } from './precision.ts';
 import { promoteValues } from './promote-values.ts';
 import type { GivenEncodings } from './read-encodings.ts';
-import { type NumberFormat, type Override, overrideOf, type Recipe } from './recipe.ts';
+import { isDynamic, type NumberFormat, type Override, overrideOf, type Recipe } from './recipe.ts';
 import { encodeWeights } from './weights.ts';
 
 /** A graph quantized for one target. */
@@ -69,7 +69,8 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   requireSingle(float.graph());
   separateBiases(float.graph());
   // Given encodings are of the values and weights as they are.
-  if (!given) await equalizeLayers(float, inputs.feeds, recipe.activation, inputs.open);
+  const dynamic = isDynamic(recipe);
+  if (!given && !dynamic) await equalizeLayers(float, inputs.feeds, recipe.activation, inputs.open);
   const opset = float.opsets.get('') ?? 0;
   const statistics = await collectGraphStatistics(float, inputs.feeds, {
     histograms: recipe.range !== 'min-max' && recipe.activation === 8,
@@ -115,7 +116,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   const measured: Recipe = { ...recipe, overrides, headroom: HEADROOM, promoteBelow: Number.NEGATIVE_INFINITY };
   const sixteen = { match: '', activation: 16 as const };
   const { names, remarks: halfRemarks } =
-    format.halfFloats && inputs.promote !== false && !given
+    format.halfFloats && inputs.promote !== false && !given && !dynamic
       ? await findHalfFloats({
           float,
           quantized: (await quantize({ ...measured, overrides: [...overrides, sixteen] })).module,
@@ -129,7 +130,7 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
   for (const name of names) halves.add(name);
   const promotions =
     // Given encodings say the widths themselves.
-    recipe.activation === 8 && inputs.promote !== false && !given
+    recipe.activation === 8 && inputs.promote !== false && !given && !dynamic
       ? await promoteValues({
           float,
           recipe: measured,

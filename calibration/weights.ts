@@ -1,4 +1,4 @@
-import { type Encoding, roundEven } from '../compiler/ir/encoding.ts';
+import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Graph, Value } from '../compiler/ir/graph.ts';
 import type { Tensor } from '../compiler/ir/tensor.ts';
 import {
@@ -15,6 +15,7 @@ import type { Plan } from './plan.ts';
 import type { WeightPlan } from './plan-weights.ts';
 import type { WeightForm } from './recipe.ts';
 import type { Statistics } from './statistics.ts';
+import { storableScale } from './storable-scale.ts';
 
 /** A linear weight as rows: [N, K] row-major, a row per output channel. `tensor` is [K, N], as MatMul takes it. */
 export function weightRows(tensor: Tensor, kernels: Kernels): Float32Array {
@@ -73,16 +74,6 @@ export async function searchWeight(
   };
 }
 
-/** The scales that both a half float and the bfloat16 that XNNPACK packs it into hold exactly: 8 bits, from 2^-17 up. */
-const [LEAST_SCALE, MOST_SCALE] = [2 ** -17, 65280];
-
-/** The nearest scale that block-wise kernels do not round. */
-function storableScale(scale: number): number {
-  const limited = Math.min(MOST_SCALE, Math.max(LEAST_SCALE, scale));
-  const step = 2 ** (Math.floor(Math.log2(limited)) - 7);
-  return roundEven(limited / step) * step;
-}
-
 /**
  * Encodings of every planned weight and embedding table, one tensor in memory at a time.
  * @param onWeight called after each one, for progress
@@ -136,7 +127,11 @@ async function encodeWeight(
   const importance = channelImportance(statistics, weight.input);
   const usable = importance?.length === inputs ? importance : undefined;
   const { encoding } = await searchWeight(rows, outputs, inputs, weight.form, usable, searcher, weight.name);
-  return stored ? { ...encoding, axis: 0 } : encoding;
+  if (!stored) return encoding;
+  if (encoding.block === undefined) return { ...encoding, axis: 0 };
+  const scale = new Float32Array(encoding.scale.length);
+  kernels.transposeF32(encoding.scale, inputs / encoding.block, outputs, scale);
+  return { ...encoding, axis: 1, scale };
 }
 
 /** Steps of an i32 that a bias may take, with room for rounding. */

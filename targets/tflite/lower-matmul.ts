@@ -35,14 +35,14 @@ export function lowerMatMul(node: Node, lowering: Lowering): void {
       weightsFormat: 0,
       keepNumDims: true,
       // Rows of floats become integers with a zero point, as the delegate does it in any case.
-      asymmetricQuantizeInputs: isDynamicProduct(left, weight),
+      asymmetricQuantizeInputs: isDynamicProduct(node, weight),
     },
   });
 }
 
 /** Whether a product's kernel quantizes the rows of its input while it runs: floats times integer weights. */
-export function isDynamicProduct(left: Value, weight: Value): boolean {
-  return left.encoding === undefined && weight.encoding !== undefined;
+export function isDynamicProduct(node: Node, weight: Value): boolean {
+  return !node.input(0).encoding && !node.output().encoding && weight.encoding !== undefined;
 }
 
 /** The constant matrix behind an operand: itself, or the half floats that a Cast widens. */

@@ -118,7 +118,12 @@ export function checkIndices(model: TfliteModel, code: ErrorCode): void {
   model.subgraphs.forEach((graph, g) => {
     const tensors = graph.tensors.length;
     const name = graph.name ?? `subgraph ${g}`;
-    graph.tensors.forEach((tensor) => inside(tensor.buffer, buffers, `the buffer of tensor ${tensor.name}`));
+    for (const { name: tensor, buffer, quantization } of graph.tensors) {
+      inside(buffer, buffers, `the buffer of tensor ${tensor}`);
+      const details = quantization?.details;
+      if (details?.kind === 'BlockwiseQuantization' && details.scales !== undefined)
+        inside(details.scales, tensors, `the tensor of scales of ${tensor}`);
+    }
     for (const index of graph.inputs) inside(index, tensors, `an input of ${name}`);
     for (const index of graph.outputs) inside(index, tensors, `an output of ${name}`);
     for (const operator of graph.operators) {

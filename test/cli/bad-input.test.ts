@@ -203,6 +203,7 @@ describe('a request that makes no sense', () => {
     ['unknown SoC', ['--soc', 'SM9999'], /^TG001 .*SM9999/],
     ['unknown scheme', ['--scheme', 'w2a2'], /^QT101 .*w2a2/],
     ['a block that is no power of two', ['--block', '48'], /^QT101 /],
+    ['dynamic integers on HTP', ['--scheme', 'dynamic-int8', '--target', 'qnn'], /^TG002 HTP has no dynamic/],
     ['cache equal to the tokens', ['--tokens', '64', '--cache', '64'], /^IM410 /],
     [
       'tokens that some caches have no room for',

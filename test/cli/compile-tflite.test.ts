@@ -26,6 +26,8 @@ describe.skipIf(!hasMaterial)('an ONNX model compiled to TFLite', () => {
     ['fp16', 55],
     ['w8a8', 25],
     ['w8a16', 40],
+    ['dynamic-int8', 40],
+    ['dynamic-int4', 20],
   ] as const)('at %s is one file that LiteRT runs as the report says', async (scheme, least) => {
     const samples = join(work, 'samples.npz');
     writeFileSync(samples, encodeNpz({ Input3: image() }));

@@ -1,4 +1,4 @@
-import type { TfliteModel, TfliteSubgraph } from '../model.ts';
+import type { TfliteModel, TfliteSubgraph, TfliteTensor } from '../model.ts';
 
 /**
  * Takes out what nothing reads: operators whose results go nowhere, their tensors, and constants that only they read. Dead
@@ -21,6 +21,12 @@ export function compactModel(model: TfliteModel): void {
   model.metadata = model.metadata.map((entry) => ({ ...entry, buffer: places.get(entry.buffer)! }));
 }
 
+/** The tensor that holds the scales of a tensor's blocks. */
+function blockScales({ quantization }: TfliteTensor): number | undefined {
+  const details = quantization?.details;
+  return details?.kind === 'BlockwiseQuantization' ? details.scales : undefined;
+}
+
 /** @returns the new index of every tensor that is left */
 function compactSubgraph(graph: TfliteSubgraph): Map<number, number> {
   const read = new Set(graph.outputs);
@@ -35,11 +41,22 @@ function compactSubgraph(graph: TfliteSubgraph): Map<number, number> {
     ...graph.outputs,
     ...kept.flatMap(({ inputs, outputs }) => [...inputs, ...outputs]),
   ]);
+  // Tensors that no operator reads, but another tensor does.
+  for (const index of [...used]) {
+    const scales = index < 0 ? undefined : blockScales(graph.tensors[index]!);
+    if (scales !== undefined) used.add(scales);
+  }
   const left = graph.tensors.map((_, index) => index).filter((index) => used.has(index));
   const places = new Map(left.map((from, to) => [from, to]));
   const move = (indices: readonly number[]): number[] =>
     indices.map((index) => (index < 0 ? index : places.get(index)!));
-  graph.tensors = left.map((index) => graph.tensors[index]!);
+  graph.tensors = left.map((index) => {
+    const tensor = graph.tensors[index]!;
+    const details = tensor.quantization?.details;
+    if (details?.kind !== 'BlockwiseQuantization' || details.scales === undefined) return tensor;
+    const moved = { ...details, scales: places.get(details.scales)! };
+    return { ...tensor, quantization: { ...tensor.quantization, details: moved } };
+  });
   graph.inputs = move(graph.inputs);
   graph.outputs = move(graph.outputs);
   graph.operators = kept.reverse().map((operator) => ({

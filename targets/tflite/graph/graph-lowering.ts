@@ -5,6 +5,7 @@ import { type Encoding, integerRange, sameEncoding } from '../../../compiler/ir/
 import type { Graph, Node, Value } from '../../../compiler/ir/graph.ts';
 import { elementCount, Tensor } from '../../../compiler/ir/tensor.ts';
 import { soleNumber } from '../../../compiler/match.ts';
+import { turnEncoding } from '../lower-matmul.ts';
 import type { PortForm } from '../lowering.ts';
 import type { TflitePort, TfliteTensor } from '../model.ts';
 import type { UnionValue } from '../schema.ts';
@@ -213,9 +214,9 @@ export class GraphLowering {
     if (encoding.axis !== undefined && !weight) {
       throw new NpucError('XX001', { message: `${name} has a scale per channel and is no weight`, where: name });
     }
-    const along = weight ? moveEncoding(encoding, weight.axis) : encoding;
+    const along = weight ? turnScales(encoding, dims, permutation, weight.axis) : encoding;
     const integers = payload ? turned : quantizeLazily(turned, along, name);
-    return this.builder.addConstant(name, integers, quantizationOf(along, name));
+    return this.builder.addWeight(name, integers, along);
   }
 
   /** One number in an encoding, as a constant. */
@@ -394,6 +395,17 @@ export class GraphLowering {
     this.#emitReshape(tensor, copy);
     return { name: value.name, tensor: copy };
   }
+}
+
+/** Scales of a weight whose dimensions are permuted: along an axis, or blocks of a matrix. */
+function turnScales(
+  encoding: Encoding,
+  dims: readonly number[],
+  permutation: readonly number[],
+  axis: number,
+): Encoding {
+  if (encoding.block === undefined) return moveEncoding(encoding, axis);
+  return isIdentity(permutation) ? encoding : turnEncoding(encoding, dims as [number, number]);
 }
 
 /** A constant, or half floats that a Cast widens. */

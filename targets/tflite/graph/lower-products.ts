@@ -1,4 +1,5 @@
 import type { Node, Value } from '../../../compiler/ir/graph.ts';
+import { isDynamicProduct } from '../lower-matmul.ts';
 import { type GraphLowering, isConstant } from './graph-lowering.ts';
 import type { GraphOps } from './graph-op.ts';
 import { biasOf, isInteger } from './lower-windows.ts';
@@ -12,7 +13,11 @@ export function isFlattenOfWeights(node: Node): boolean {
   const [input, output] = [node.input(0), node.output()];
   if (input.dims.length < 3 || output.dims.length !== 2 || output.uses.size === 0) return false;
   if (input.dims[0] !== output.dims[0] || isConstant(input) || node.graph!.isOutput(output)) return false;
-  return [...output.uses].every(({ node: reader, index }) => index === 0 && weightOf(reader) !== undefined);
+  // Blocks follow the model's own order of the elements.
+  return [...output.uses].every(
+    ({ node: reader, index }) =>
+      index === 0 && weightOf(reader) !== undefined && weightOf(reader)!.encoding?.block === undefined,
+  );
 }
 
 /** The constant [K, N] or [N, K] matrix of a product. */
@@ -51,7 +56,8 @@ function lowerFullyConnected(node: Node, weight: Value, lowering: GraphLowering)
     fusedActivationFunction: 0,
     weightsFormat: 0,
     keepNumDims: true,
-    asymmetricQuantizeInputs: false,
+    // Rows of floats become integers with a zero point, as the delegate does it in any case.
+    asymmetricQuantizeInputs: isDynamicProduct(node, weight),
   } as const;
   const addend = node.inputs[2];
   if (addend && addend.data?.size !== outputs) {
@@ -66,7 +72,7 @@ function lowerFullyConnected(node: Node, weight: Value, lowering: GraphLowering)
   }
   const integer = isInteger(node);
   const bias = node.op === 'Gemm' || integer ? biasOf(node, outputs, lowering) : -1;
-  const operands = integer ? [x, w] : [lowering.toFloat(x), lowering.toFloat(w)];
+  const operands = integer || isDynamicProduct(node, weight) ? [x, w] : [lowering.toFloat(x), lowering.toFloat(w)];
   lowering.emit('FULLY_CONNECTED', node, [...operands, bias], { activations: [0], options });
 }
 

@@ -2,7 +2,7 @@ import { integerRange } from '../../../compiler/ir/encoding.ts';
 import type { Node, Value } from '../../../compiler/ir/graph.ts';
 import { Tensor } from '../../../compiler/ir/tensor.ts';
 import { windowPads, windowPlan } from '../../../compiler/ops/window.ts';
-import { addIntegerBias } from '../lower-matmul.ts';
+import { addIntegerBias, isDynamicProduct } from '../lower-matmul.ts';
 import { Padding, TensorType } from '../schema-enums.ts';
 import { quantizationOf, typeOf } from '../subgraph-builder.ts';
 import { type GraphLowering, isConstant } from './graph-lowering.ts';
@@ -120,9 +120,17 @@ export function isInteger(node: Node): boolean {
   return x !== undefined && x === y && node.input(1).encoding !== undefined;
 }
 
-/** The input and the weight as the kernel takes them: both integers, or both floats. */
+/**
+ * Whether CONV_2D quantizes its input while it runs: floats and integer weights. Convolutions in groups and transposed ones
+ * have no such kernel that a delegate takes: their weights become floats before.
+ */
+export function isDynamicConv(node: Node): boolean {
+  return node.op === 'Conv' && node.int('group', 1) === 1 && isDynamicProduct(node, node.input(1));
+}
+
+/** The input and the weight as the kernel takes them: both integers, both floats, or floats and integers. */
 function operandsOf(node: Node, x: number, weight: number, lowering: GraphLowering): readonly [number, number] {
-  if (isInteger(node)) return [x, weight];
+  if (isInteger(node) || isDynamicConv(node)) return [x, weight];
   return [lowering.toFloat(x), lowering.toFloat(weight)];
 }
 

@@ -2,6 +2,7 @@ import { dequantizeLazily, quantizeLazily } from '../../../compiler/export/quant
 import { cloneModule } from '../../../compiler/ir/clone.ts';
 import type { Graph, Module, Node, Value } from '../../../compiler/ir/graph.ts';
 import { Tensor } from '../../../compiler/ir/tensor.ts';
+import { isDynamicConv } from '../graph/lower-windows.ts';
 import { followingBias, isDynamicProduct, weightOf } from '../lower-matmul.ts';
 import { Arithmetic } from './arithmetic.ts';
 import {
@@ -60,6 +61,10 @@ function imitateNode(graph: Graph, node: Node): void {
 
 function imitate(node: Node, math: Arithmetic): Value | undefined {
   if (node.op === 'RMSNormalization') return imitateRmsNorm(node, math);
+  if (node.op === 'Conv' || node.op === 'Gemm') {
+    imitateRows(node, math);
+    return undefined;
+  }
   if (node.op === 'MatMul') {
     const weight = weightOf(node.input(1));
     if (weight) return imitateFullyConnected(node, weight, math);
@@ -84,8 +89,26 @@ const WIDE: Readonly<Record<string, (node: Node, math: Arithmetic) => Value>> = 
   Identity: imitateRequantize,
 };
 
+/**
+ * FULLY_CONNECTED of floats and integer weights has one scale for every row. CONV_2D has one for every sample, and where its
+ * kernel is a single place, which the delegate makes a product of, one for every place.
+ */
+function imitateRows(node: Node, math: Arithmetic): void {
+  const x = node.input(0);
+  if (node.op === 'Conv' ? !isDynamicConv(node) : !isDynamicProduct(node, node.input(1))) return;
+  const axes = x.dims.map((_, axis) => axis).slice(1);
+  const { integers, scale } = quantizeRows(x, node.op === 'Conv' && isPointwise(node) ? [1] : axes, math);
+  node.setInput(0, math.op('Mul', [integers, scale]));
+}
+
+function isPointwise(node: Node): boolean {
+  const ones = (values: readonly number[]): boolean => values.every((each) => each === 1);
+  const padded = (node.ints('pads') ?? []).some((each) => each !== 0);
+  return ones(node.input(1).dims.slice(2)) && ones(node.ints('strides') ?? []) && !padded;
+}
+
 function imitateFullyConnected(node: Node, weight: Value, math: Arithmetic): Value | undefined {
-  if (isDynamicProduct(node.input(0), weight)) return imitateDynamic(node, weight, math);
+  if (isDynamicProduct(node, weight)) return imitateDynamic(node, weight, math);
   const encoding = weight.encoding;
   if (node.input(0).encoding?.dtype !== 'i16' || !encoding || followingBias(node)) return undefined;
   return imitateWideProduct(node, integersOf(weight, math), encoding.scale, math);

@@ -84,6 +84,16 @@ export const compileCommand: Command = {
       )
       .option('effort', textFlag('work for quantization: fast, default, or best, which tries several recipes'))
       .option(
+        'overrides',
+        listFlag(
+          'regex=w4, =w8, =w4:32, =a8 or =a16: the form of weights, or the width of values, whose name matches',
+          {
+            array: true,
+            alias: 'override',
+          },
+        ),
+      )
+      .option(
         'weight-budget',
         textFlag('"weights<=90MB": 4-bit weights, and 8 bits where they buy the most within so many bytes', {
           alias: 'budget',

@@ -37,6 +37,15 @@ const UNITS: Readonly<Record<string, number>> = {
   GI: 2 ** 30,
 };
 
+/** An override such as down_proj=w8, or =w4:32 (blocks), or =a16; what is none is left for the schema to refuse. */
+function readOverride(override: unknown): unknown {
+  const parts = typeof override === 'string' ? /^(.+)=(?:w([48])(?::(\d+))?|a(8|16))$/.exec(override) : null;
+  if (!parts) return override;
+  const [, match, bits, block, activation] = parts;
+  if (activation !== undefined) return { match, activation: Number(activation) };
+  return { match, weight: { bits: Number(bits), ...(block === undefined ? {} : { block: Number(block) }) } };
+}
+
 /** A budget such as weights<=90MB; what is none is left for the schema to refuse. */
 function readBudget(budget: unknown): unknown {
   const parts = typeof budget === 'string' ? /^\s*weights\s*<=\s*(.+)$/.exec(budget) : null;
@@ -111,21 +120,26 @@ export const compileConfig = z.strictObject({
     .describe('a size such as 12GiB, 8GB or 500MB'),
   overrides: z
     .array(
-      z.strictObject({
-        match: text,
-        weight: z
-          .strictObject({
-            bits: z.union([z.literal(4), z.literal(8)]),
-            block: z
-              .union([z.literal(0), z.literal(16), z.literal(32), z.literal(64), z.literal(128), z.literal(256)])
-              .default(0),
-          })
-          .optional(),
-        activation: z.union([z.literal(8), z.literal(16)]).optional(),
-      }),
+      z.preprocess(
+        readOverride,
+        z.strictObject({
+          match: text,
+          weight: z
+            .strictObject({
+              bits: z.union([z.literal(4), z.literal(8)]),
+              block: z
+                .union([z.literal(0), z.literal(16), z.literal(32), z.literal(64), z.literal(128), z.literal(256)])
+                .default(0),
+            })
+            .optional(),
+          activation: z.union([z.literal(8), z.literal(16)]).optional(),
+        }),
+      ),
     )
     .default([])
-    .describe('a list of { match, weight: { bits: 4 or 8, block: 0, 16, 32 or 64 }, activation: 8 or 16 }'),
+    .describe(
+      'regex=w4, =w8, =w4:64, =a8 or =a16; in a file also { match, weight: { bits: 4 or 8, block: 0, 16, 32 or 64 }, activation: 8 or 16 }',
+    ),
 });
 
 export type CompileConfig = z.infer<typeof compileConfig>;

@@ -1,13 +1,10 @@
 import { effortRecipe } from '../../calibration/effort.ts';
-import { makeRecipe } from '../../calibration/recipe.ts';
+import { makeRecipe, type Override } from '../../calibration/recipe.ts';
 import { defaultText } from '../../calibration/texts.ts';
 import type { NpuOptions } from '../../targets/tflite/npu/compile-npu.ts';
 import type { CompileOptions } from './compile-decoder.ts';
 
-/**
- * The command line that makes a compile's artifacts and report again; what equals its default is left out.
- * Overrides come from a configuration file only, so a command cannot carry them: the comment at its end says so.
- */
+/** The command line that makes a compile's artifacts and report again; what equals its default is left out. */
 export function reproduceCommand(options: CompileOptions): string {
   const { recipe, evaluation } = options;
   const usual = effortRecipe(makeRecipe(recipe.scheme), options.effort);
@@ -44,10 +41,17 @@ export function reproduceCommand(options: CompileOptions): string {
   flags.push(['calibration-windows', String(options.calibrationWindows)]);
   if (evaluation.text !== defaultText('evaluation')) flags.push(['evaluate', evaluation.text]);
   flags.push(['eval-tokens', String(evaluation.tokens)], ['prompt', evaluation.prompt], ['out', options.out]);
-  const overrides = recipe.overrides.length;
-  const comment =
-    overrides === 0 ? '' : `  # with the ${overrides} override${overrides === 1 ? '' : 's'} of its config file`;
-  return `npuc compile ${quote(options.source)} ${flags.map(writeFlag).join(' ')}${comment}`;
+  flags.push(...recipe.overrides.flatMap(overrideFlags));
+  return `npuc compile ${quote(options.source)} ${flags.map(writeFlag).join(' ')}`;
+}
+
+/** An override of weights and one of values are two flags. */
+function overrideFlags({ match, weight, activation }: Override): [string, string][] {
+  const block = weight && weight.block > 0 ? `:${weight.block}` : '';
+  return [
+    ...(weight ? [['override', `${match}=w${weight.bits}${block}`] as [string, string]] : []),
+    ...(activation ? [['override', `${match}=a${activation}`] as [string, string]] : []),
+  ];
 }
 
 /** What `--npu` was told. */

@@ -1,9 +1,12 @@
 import type { Argv } from 'yargs';
 import { defaultText, readTokens, startTokens } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
-import { createProgress, progressMode } from '../compiler/progress.ts';
+import { createProgress, type Progress, progressMode } from '../compiler/progress.ts';
+import type { BuildDiff } from '../evaluation/diff/compare-builds.ts';
+import type { LogitReport } from '../evaluation/logits.ts';
 import type { Command } from './commands.ts';
 import { numberFlag, textFlag } from './flags.ts';
+
 import type { Side } from './jobs/open-side.ts';
 
 interface DiffArguments {
@@ -13,66 +16,158 @@ interface DiffArguments {
   readonly tokens: number;
   readonly window: number;
   readonly maxRatio?: number;
+  readonly html?: string;
   readonly json: boolean;
   readonly quiet: boolean;
 }
 
-/** `npuc diff`: any two of checkpoint and compiled artifacts, side by side on held-out text. */
+/** `npuc diff`: two builds, recipes or artifacts: what changed, and what it costs on held-out text. */
 export const diffCommand: Command = {
   command: 'diff <reference> <other>',
-  describe: 'compare two of: a checkpoint (float), a compiled artifact (folder[:target])',
+  describe: 'compare two builds, recipes, artifacts, or a build with its checkpoint: graph, encodings, bytes, quality',
   builder: (args: Argv) =>
     args
-      .positional('reference', { type: 'string', demandOption: true })
-      .positional('other', { type: 'string', demandOption: true })
-      .option('evaluate', textFlag('held-out text (default: one that comes with npuc)'))
+      .positional('reference', {
+        type: 'string',
+        demandOption: true,
+        describe: 'compiled folder[:target], .onnx or .tflite file, configuration file, or checkpoint (float)',
+      })
+      .positional('other', { type: 'string', demandOption: true, describe: 'what it is compared with' })
+      .option('html', textFlag('write the comparison as one HTML file'))
+      .option('evaluate', textFlag('held-out text that both run on (default: one that comes with npuc), or none'))
       .option('tokens', numberFlag('tokens', 'tokens of it', { whole: true, least: 16 }, { default: 1024 }))
       .option('window', numberFlag('window', 'tokens per window', { whole: true, least: 2 }, { default: 256 }))
       .option('max-ratio', numberFlag('max-ratio', 'exit 1 when the perplexity ratio is above', { above: 0 }))
-      .example('$0 diff ./SmolLM2 build:tflite --tokens 512', '')
-      .example('$0 diff build:onnx build:qnn --max-ratio 1.01', ''),
+      .example('$0 diff old/ new/ --html diff.html', '')
+      .example('$0 diff build:onnx build:tflite --evaluate none', '')
+      .example('$0 diff w8a8.yaml w8a16.yaml', '')
+      .example('$0 diff ./SmolLM2 build:tflite --tokens 512 --max-ratio 1.05', ''),
   run: async (args: DiffArguments) => {
-    const { openSide } = await import('./jobs/open-side.ts');
-    const { evaluateLogits } = await import('../evaluation/perplexity.ts');
     const progress = createProgress(progressMode(args.quiet));
-    progress.stage('open');
-    const other = await openSide(args.other, args.window);
-    const reference = await openSide(args.reference, other.cache);
-    try {
-      const ids = readCommonTokens(args, reference, other);
-      progress.stage('compare');
-      const reports = await evaluateLogits(reference.session, new Map([['other', other.session]]), ids, {
-        window: Math.min(args.window, other.cache, reference.cache),
-        prefix: startTokens(other.tokenizer),
-        onProgress: (done, total) => progress.update(done, total),
+    const diff = await compareViews(args, progress);
+    const report = await compareRuns(args, progress);
+    if (!diff && !report) {
+      throw new NpucError('CK005', {
+        message: `a checkpoint is compared by running it, which --evaluate none forbids`,
+        hint: 'leave --evaluate out, or compare two builds',
       });
-      progress.finish();
-      const report = reports.get('other')!;
-      if (args.json)
-        process.stdout.write(`${JSON.stringify({ reference: args.reference, other: args.other, ...report })}\n`);
-      else {
-        process.stdout.write(
-          [
-            `reference   ${args.reference}  ${reference.session.engine}  perplexity ${report.referencePerplexity.toFixed(3)}`,
-            `other       ${args.other}  ${other.session.engine}  perplexity ${report.perplexity.toFixed(3)}`,
-            `ratio       ${report.ratio.toFixed(4)} ± ${report.ratioError.toFixed(4)}`,
-            `KL          ${report.divergence.toFixed(5)} per token`,
-            `top-1       ${(100 * report.topAgreement).toFixed(1)} % agree`,
-            `SQNR        ${report.sqnr.toFixed(1)} dB`,
-            `predictions ${report.predictions}`,
-            '',
-          ].join('\n'),
-        );
-      }
-      if (args.maxRatio === undefined || report.ratio <= args.maxRatio) return 0;
-      progress.note(`the ratio ${report.ratio.toFixed(4)} is above --max-ratio ${args.maxRatio}`);
-      return 1;
-    } finally {
-      await reference.session.close();
-      await other.session.close();
     }
+    progress.finish();
+    if (args.json) {
+      const { spellFigures } = await import('../evaluation/write-report.ts');
+      const document = { reference: args.reference, other: args.other, ...report?.logits, ...summarize(diff) };
+      process.stdout.write(`${JSON.stringify(document, spellFigures)}\n`);
+    } else {
+      if (diff) {
+        const { renderDiffText } = await import('../evaluation/diff/render-diff-text.ts');
+        const { wantsColour } = await import('../evaluation/render-terminal.ts');
+        process.stdout.write(renderDiffText(diff, wantsColour()));
+      }
+      if (report) process.stdout.write(`${diff ? '\n' : ''}${describeRuns(args, report)}`);
+    }
+    if (args.maxRatio === undefined) return 0;
+    if (!report) {
+      throw new NpucError('CL001', {
+        message: '--max-ratio needs both sides to run: two of checkpoints and compiled language models',
+        hint: 'npuc check compares the quality of recipes and ONNX models',
+      });
+    }
+    if (report.logits.ratio <= args.maxRatio) return 0;
+    progress.note(`the ratio ${report.logits.ratio.toFixed(4)} is above --max-ratio ${args.maxRatio}`);
+    return 1;
   },
 };
+
+/** What changed between two builds, recipes or artifacts; nothing where a side is a checkpoint. */
+async function compareViews(args: DiffArguments, progress: Progress): Promise<BuildDiff | undefined> {
+  const { isArtifact, isRecipe, openView } = await import('./jobs/open-view.ts');
+  const { isOutputFolder } = await import('../targets/manifest.ts');
+  const seen = (name: string): boolean =>
+    isRecipe(name) || isArtifact(name) || isOutputFolder(name) || isOutputFolder(name.replace(/:[^:]*$/, ''));
+  if (!seen(args.reference) || !seen(args.other)) {
+    if (args.html === undefined) return undefined;
+    throw new NpucError('CK005', {
+      message: '--html shows two builds, recipes or artifacts side by side, and one of the sides is a checkpoint',
+      hint: 'npuc compile writes report.html, which compares each target with its checkpoint',
+    });
+  }
+  progress.stage('read both sides');
+  const [a, b] = [await openView(args.reference, args.quiet), await openView(args.other, args.quiet)];
+  const { compareBuilds } = await import('../evaluation/diff/compare-builds.ts');
+  const diff = compareBuilds(a, b);
+  if (args.html !== undefined) {
+    const { renderDiffHtml } = await import('../evaluation/diff/render-diff-html.ts');
+    const { writeWhole } = await import('./jobs/check.ts');
+    writeWhole(args.html, renderDiffHtml(diff));
+  }
+  return diff;
+}
+
+interface Runs {
+  readonly logits: LogitReport;
+  readonly engines: readonly [string, string];
+}
+
+/** Both sides on held-out text; nothing where a side is no language model that runs, or where no text is wanted. */
+async function compareRuns(args: DiffArguments, progress: Progress): Promise<Runs | undefined> {
+  if (args.evaluate === 'none') return undefined;
+  const { isArtifact, isRecipe } = await import('./jobs/open-view.ts');
+  const { isModelManifest, isOutputFolder, readAnyManifest } = await import('../targets/manifest.ts');
+  for (const name of [args.reference, args.other]) {
+    if (isRecipe(name) || isArtifact(name)) return undefined;
+    const folder = isOutputFolder(name) ? name : name.replace(/:[^:]*$/, '');
+    if (isOutputFolder(folder) && isModelManifest(readAnyManifest(folder))) return undefined;
+  }
+  const { openSide } = await import('./jobs/open-side.ts');
+  const { evaluateLogits } = await import('../evaluation/perplexity.ts');
+  progress.stage('open');
+  const other = await openSide(args.other, args.window);
+  const reference = await openSide(args.reference, other.cache);
+  try {
+    const ids = readCommonTokens(args, reference, other);
+    progress.stage('compare');
+    const reports = await evaluateLogits(reference.session, new Map([['other', other.session]]), ids, {
+      window: Math.min(args.window, other.cache, reference.cache),
+      prefix: startTokens(other.tokenizer),
+      onProgress: (done, total) => progress.update(done, total),
+    });
+    return { logits: reports.get('other')!, engines: [reference.session.engine, other.session.engine] };
+  } finally {
+    await reference.session.close();
+    await other.session.close();
+  }
+}
+
+function describeRuns(args: DiffArguments, { logits: report, engines }: Runs): string {
+  return [
+    `reference   ${args.reference}  ${engines[0]}  perplexity ${report.referencePerplexity.toFixed(3)}`,
+    `other       ${args.other}  ${engines[1]}  perplexity ${report.perplexity.toFixed(3)}`,
+    `ratio       ${report.ratio.toFixed(4)} ± ${report.ratioError.toFixed(4)}`,
+    `KL          ${report.divergence.toFixed(5)} per token`,
+    `top-1       ${(100 * report.topAgreement).toFixed(1)} % agree`,
+    `SQNR        ${report.sqnr.toFixed(1)} dB`,
+    `predictions ${report.predictions}`,
+    '',
+  ].join('\n');
+}
+
+/** What changed, for a program: without what is the same, and without histograms. */
+function summarize(diff: BuildDiff | undefined): object {
+  if (!diff) return {};
+  return {
+    changes: {
+      quality: diff.quality,
+      bytes: diff.bytes,
+      files: diff.files.filter(({ a, b }) => a !== b),
+      settings: diff.facts.filter(({ changed }) => changed),
+      operators: diff.ops.filter(({ a, b }) => a !== b),
+      values: diff.values.filter(({ changed }) => changed),
+      weights: diff.weights
+        .filter(({ changed }) => changed)
+        .map(({ name, a, b, numbers }) => ({ name, a: a?.form, b: b?.form, ...numbers })),
+    },
+  };
+}
 
 /** Tokens of the text, which must be the same for both sides. @throws CL001 when they are not; as readTokens */
 function readCommonTokens(args: DiffArguments, reference: Side, other: Side): readonly number[] {

@@ -136,6 +136,10 @@ pre span { display: inline-block; } pre { margin: 0; padding: 14px 16px; backgro
 .legend-list { display: grid; grid-template-columns: max-content minmax(0, 76ch); gap: 6px 20px; margin-top: 10px; font-size: .88rem; color: var(--muted); }
 .legend-list dt { color: var(--ink); font-weight: 560; } .legend-list ul { margin: 0; padding-left: 1.1em; } .legend-list b { color: var(--ink); }
 
+.histogram { display: block; } .histogram .a { fill: var(--onnx); fill-opacity: .35; } .histogram .b { fill: none; stroke: var(--qnn); stroke-width: 1.4; }
+.waterfall .legend { margin: 10px 0 4px; font-size: .9rem; color: var(--muted); } .key { display: inline-block; width: 12px; height: 12px; margin: 0 5px -1px 0; border-radius: 2px; } .key + bdi, .legend bdi { color: var(--ink); margin-right: 18px; }
+.key.a, #waterfall .a { background: var(--onnx); fill: var(--onnx); } .key.b, #waterfall .b { background: var(--qnn); fill: var(--qnn); }
+
 .s0 { --c: var(--onnx); } .s1 { --c: var(--qnn); } .s2 { --c: var(--tflite); } .s3 { --c: var(--float); } .s4 { --c: var(--bad); } .s5 { --c: var(--mark-line); }
 .marks { display: flex; flex-wrap: wrap; gap: 4px 20px; margin-top: 12px; font-size: .9rem; font-weight: 560; }
 .scatter .plot { padding: 14px 20px 30px 72px; margin-top: 8px; } .chart { display: block; overflow: visible; }

@@ -1,6 +1,9 @@
 import { type CheckReport, describeOutcome } from '../../evaluation/check/check-report.ts';
 import { renderAnnotations, renderJunit, renderSarif } from '../../evaluation/check/render-ci.ts';
 import { renderCheckMarkdown, renderCheckText } from '../../evaluation/check/render-text.ts';
+import { viewMeasurement } from '../../evaluation/check/view-measurement.ts';
+import { type BuildDiff, compareBuilds } from '../../evaluation/diff/compare-builds.ts';
+import { renderDiffHtml } from '../../evaluation/diff/render-diff-html.ts';
 import { wantsColour } from '../../evaluation/render-terminal.ts';
 import { spellFigures } from '../../evaluation/write-report.ts';
 import { appendTo, writeWhole } from './check.ts';
@@ -21,9 +24,18 @@ export function writeCheckOutputs(report: CheckReport, outputs: CheckOutputs): {
   if (outputs.junit !== undefined) writeWhole(outputs.junit, renderJunit(report));
   if (outputs.sarif !== undefined) writeWhole(outputs.sarif, renderSarif(report));
   if (outputs.markdown !== undefined) writeWhole(outputs.markdown, renderCheckMarkdown(report));
+  if (outputs.html !== undefined) writeWhole(outputs.html, renderDiffHtml(diffWithBaseline(report)));
   if (outputs.summary !== undefined) appendTo(outputs.summary, renderCheckMarkdown(report));
   if (outputs.annotations) for (const line of renderAnnotations(report)) process.stderr.write(`${line}\n`);
   return { text: renderCheckText(report, wantsColour()), json: JSON.stringify(summarize(report), spellFigures) };
+}
+
+/** The baseline and the measurement side by side. */
+function diffWithBaseline({ baseline, measurement }: CheckReport): BuildDiff {
+  return compareBuilds(
+    viewMeasurement(baseline.measurement, baseline.path, 'baseline'),
+    viewMeasurement(measurement, 'now', 'measurement'),
+  );
 }
 
 /** What a program wants of a report: the verdict, every figure that is judged, and who broke it. */

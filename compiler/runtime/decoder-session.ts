@@ -333,8 +333,9 @@ export class DecoderSession {
       }
       // Padding rows may lie past the table; their result is never used.
       const held = positions.map((position) => Math.min(position, protocol.cache - 1));
-      const { shape } = runner.inputs.find(({ name }) => name === names.positions)!;
-      feeds[names.positions!] = { dtype: 'i32', shape, data: Int32Array.from(held) };
+      // A part of a decoder that is only its embedding, or only its head, has no positions.
+      const port = runner.inputs.find(({ name }) => name === names.positions);
+      if (port) feeds[names.positions!] = { dtype: 'i32', shape: port.shape, data: Int32Array.from(held) };
     } else {
       if (protocol.contract === 'genie' && this.#encodings.has(names.cos!)) {
         feeds[names.cos!] = this.#truncateTable(names.cos!, Math.cos, positions);

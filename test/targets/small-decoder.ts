@@ -21,7 +21,7 @@ import { plainContract } from '../../passes/io-contract.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
 import { formatOf } from '../../targets/index.ts';
 import { findSoc } from '../../targets/socs.ts';
-import type { EmitContext, TargetName } from '../../targets/target.ts';
+import type { EmitContext, Profile, TargetName } from '../../targets/target.ts';
 import { demo } from '../cli/run-npuc.ts';
 import { hasMaterial, materialPath } from '../material.ts';
 
@@ -35,7 +35,7 @@ export interface SmallDecoder {
   readonly text: readonly number[];
   /** Absent for a model made of random weights. */
   readonly model?: DecoderModel;
-  quantize(scheme: string, target: TargetName, options?: RecipeOptions): Promise<QuantizedDecoder>;
+  quantize(scheme: string, target: TargetName, options?: RecipeOptions, profile?: Profile): Promise<QuantizedDecoder>;
   /** The float model on ONNX Runtime. */
   openFloat(tokens: number, cache: number): Promise<DecoderSession>;
 }
@@ -137,14 +137,14 @@ async function calibrate(
     weights,
     prefix,
     text,
-    quantize: (scheme, target, options) =>
+    quantize: (scheme, target, options, profile) =>
       quantizeDecoder({
         config,
         weights,
         statistics,
         windows,
         recipe: makeRecipe(scheme, options),
-        ...formatOf(target),
+        ...formatOf(target, 'in-graph', profile),
         kernels: wasmKernels,
       }),
     openFloat: async (tokens, cache) => {

@@ -7,7 +7,7 @@ import { type ProgramResult, runProgram } from '../../../compiler/runtime/native
 import { keepLog } from '../../qnn/keep-log.ts';
 import type { InstalledToolchain, Toolchain } from '../../qnn/toolchain.ts';
 import { readTflite } from '../read.ts';
-import { parseErrors, parseRefusals, type Refusals } from './parse-plugin-log.ts';
+import { parseErrors, parseRefusals, type Refusals, selectedNothing } from './parse-plugin-log.ts';
 import { type DispatchedSignature, readDispatch } from './read-dispatch.ts';
 import { writeStandIns } from './stand-ins.ts';
 import { type NpuRequest, VENDOR_FACTS } from './vendors.ts';
@@ -55,12 +55,12 @@ export async function applyPlugin(
     const refusals = parseRefusals(result.stderr, result.stdout);
     // A driver that failed leaves an empty file.
     if (result.code !== 0 || !existsSync(output) || statSync(output).size === 0) {
+      if (selectedNothing(result.stderr)) throw nothingTaken(request, refusals);
       throw describeFailure(request, result, options);
     }
     // A file that is only partitioned has lost the bodies of its composites.
     const signatures = readCompiled(output, options.stage === 'claims');
-    if (signatures.every(({ partitions }) => partitions.length === 0))
-      throw nothingTaken(request, signatures, refusals);
+    if (signatures.every(({ partitions }) => partitions.length === 0)) throw nothingTaken(request, refusals);
     if (options.stage === 'compile') move(output, target);
     return { signatures, refusals };
   } finally {
@@ -146,14 +146,9 @@ function describeFailure(request: NpuRequest, result: ProgramResult, { stage }: 
   });
 }
 
-function nothingTaken(
-  { vendor, soc }: NpuRequest,
-  signatures: readonly DispatchedSignature[],
-  refusals: Refusals,
-): NpucError {
-  const left = signatures.flatMap((signature) => signature.left);
-  const shown = left.slice(0, 5).map(({ op, output }) => `  ${op} ${output}: ${refusals.get(output) ?? NO_FORM}`);
-  const more = left.length > 5 ? [`  and ${left.length - 5} more`] : [];
+function nothingTaken({ vendor, soc }: NpuRequest, refusals: Refusals): NpucError {
+  const shown = [...refusals].slice(0, 5).map(([output, reason]) => `  ${output}: ${reason}`);
+  const more = refusals.size > 5 ? [`  and ${refusals.size - 5} more`] : [];
   return new NpucError('TF301', {
     message: [`LiteRT's plugin of ${vendor} takes no operator for ${soc}`, ...shown, ...more].join('\n'),
     hint: 'compile with a static scheme, such as --scheme w8a16',

@@ -3,7 +3,7 @@ export type Refusals = ReadonlyMap<string, string>;
 
 const PORT = /^ {4}\[\d+\] name="([^"]*)"(.*)$/;
 const REFUSED = /^LiteRT Op #\d+ '/;
-const INVALID = /^QNN op validation failed: '([^']*)' \(type=(\w+)\)/;
+const INVALID = /^QNN op validation failed: '([^']*)' \(type=(\w+)(?:, operation=(\w+))?\)/;
 /** The vendor's own words on a node that its validation refuses; the rest of the line repeats the node. */
 const SAID = /<E> (.* in the node '([^']*)'\..*)$/;
 
@@ -45,8 +45,8 @@ export function parseRefusals(stderr: string, stdout: string): Refusals {
   for (const line of stderr.split('\n')) {
     const invalid = INVALID.exec(line);
     if (invalid) {
-      const [, node = '', type = ''] = invalid;
-      reason = said.get(node) ?? `the HTP has no ${type} of these types`;
+      const [, node = '', type = '', operation = type] = invalid;
+      reason = said.get(node) ?? `the HTP has no ${operation} of these types`;
       types = [];
       block = 'validation';
     } else if (REFUSED.test(line)) block = 'operator';
@@ -66,6 +66,14 @@ export function parseRefusals(stderr: string, stdout: string): Refusals {
 function typeOf(port: string): string {
   const [, type = '?', dims = ''] = /dtype=QNN_DATATYPE_(\w+) dims=\[([^\]]*)\]/.exec(port) ?? [];
   return `${TYPES[type] ?? type.toLowerCase()}[${dims}]`;
+}
+
+/** Whether the driver says of every subgraph that the plugin selected no operator of it. */
+export function selectedNothing(stderr: string): boolean {
+  const counts = [...stderr.matchAll(/Partitioned subgraph<\d+>, selected (\d+) ops/g)].map(([, count]) =>
+    Number(count),
+  );
+  return counts.length > 0 && counts.every((count) => count === 0);
 }
 
 /** The last errors that LiteRT logged, in order, without its places in the source and its own bookkeeping. */

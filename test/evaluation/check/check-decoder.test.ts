@@ -41,26 +41,30 @@ function effectOf({ findings }: Judgement): number {
 }
 
 describe('seeded regressions', () => {
-  test.each(FAULTS)('$name is caught, and the right part is named', async (fault) => {
-    const { scheme, steps, tamper } = fault;
-    let inputs = await checked.inputs({ scheme, steps });
-    if (tamper) {
-      const { config, weights } = tamper(checked.model);
-      const statistics = await DECODER_STEPS.collect(config, weights, checked.windows);
-      inputs = { ...inputs, weights, statistics };
-    }
-    const broken = await measureDecoder(inputs, steps);
-    const judgement = judge(baseline, broken.measurement, 0);
-    expect(judgement.failed).toBe(true);
-    const effect = effectOf(judgement);
-    console.log(`${fault.name}: ${effect.toFixed(1)} times the noise floor`);
-    expect(effect).toBeGreaterThan(3);
-    const { culprit } = await findCulprit(decoderSubject(broken), baseline, judgement);
-    expect(culprit?.kind).toBe(fault.kind);
-    expect(culprit!.names.some((name) => fault.names.test(name))).toBe(true);
-    expect(culprit!.layers).toEqual(fault.layers);
-    expect(culprit!.recovered).toBeGreaterThan(0.7);
-  }, 180_000);
+  test.each(FAULTS)(
+    '$name is caught, and the right part is named',
+    async (fault) => {
+      const { scheme, steps, tamper } = fault;
+      let inputs = await checked.inputs({ scheme, steps });
+      if (tamper) {
+        const { config, weights } = tamper(checked.model);
+        const statistics = await DECODER_STEPS.collect(config, weights, checked.windows);
+        inputs = { ...inputs, weights, statistics };
+      }
+      const broken = await measureDecoder(inputs, steps);
+      const judgement = judge(baseline, broken.measurement, 0);
+      expect(judgement.failed).toBe(true);
+      const effect = effectOf(judgement);
+      console.log(`${fault.name}: ${effect.toFixed(1)} times the noise floor`);
+      expect(effect).toBeGreaterThan(3);
+      const { culprit } = await findCulprit(decoderSubject(broken), baseline, judgement);
+      expect(culprit?.kind).toBe(fault.kind);
+      expect(culprit!.names.some((name) => fault.names.test(name))).toBe(true);
+      expect(culprit!.layers).toEqual(fault.layers);
+      expect(culprit!.recovered).toBeGreaterThan(0.7);
+    },
+    180_000,
+  );
 });
 
 test('20 reruns with other draws of the calibration text, other seeds and other thread counts do not fire', async () => {

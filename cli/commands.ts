@@ -8,7 +8,9 @@ import { doctorCommand } from './doctor.ts';
 import { explainCommand } from './explain.ts';
 import { generateCommand } from './generate.ts';
 import { inspectCommand } from './inspect.ts';
+import { sweepCommand } from './sweep.ts';
 import { toolchainCommand } from './toolchain.ts';
+import { workerCommand } from './worker.ts';
 
 /** One verb of the command line. `run` gives the exit code. */
 export interface Command {
@@ -21,6 +23,8 @@ export interface Command {
 /** Every verb, in the order that help shows. */
 export const COMMANDS: readonly Command[] = [
   compileCommand,
+  sweepCommand,
+  workerCommand,
   checkCommand,
   inspectCommand,
   diffCommand,

@@ -124,6 +124,7 @@ export const ERROR_TITLES = {
   SW006: 'worker died',
   SW007: 'BullMQ is not installed',
   SW008: 'artifact in the store is not what its digest says',
+  SW009: 'worker does not have what the sweep was planned with',
   TG001: 'unknown SoC',
   TG002: 'SoC lacks a feature',
   TG101: 'encoding cannot be written to ONNX',

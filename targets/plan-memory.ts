@@ -53,7 +53,7 @@ export interface WeightMemory {
   readonly stages: readonly StageLoad[];
 }
 
-const OPSET = 23;
+const OPSET = 24;
 const EMBEDDING = 'model.embed_tokens.weight';
 /** A first, a middle and a last layer have the arena of any number: only the residual stream passes from one to the next. */
 const ENOUGH_LAYERS = 3;

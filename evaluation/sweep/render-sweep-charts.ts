@@ -36,7 +36,7 @@ export function renderFronts(report: SweepReport): Markup {
   if (axes.length === 0) return html``;
   const series = seriesOf(report);
   return html`<section><h2>Memory against time and quality</h2>
-<p class="about">Every point, lower and further left is better. Filled marks are on the front: no other point of the SoC is better in memory, time and quality at once. Each mark leads to its row.</p>
+<p class="about">Every point, lower and further left is better. Filled marks are on the front: no other point of the SoC is better in memory, time and quality at once; the line joins those that are best in the two figures of a chart. Each mark leads to its row.</p>
 ${renderMarks(series)}
 <div class="pair">${socs.flatMap((soc) =>
     axes.map((axis) =>
@@ -68,7 +68,16 @@ function renderScatter(title: string, all: readonly SweepPoint[], axis: Axis, se
   if (points.length === 0) return html``;
   const [xs, ys] = [scaleOf(points.map(({ x }) => x)), scaleOf(points.map(({ y }) => y))];
   const place = points.map(({ point, x, y }) => ({ point, value: y, left: xs.at(x), top: 1 - ys.at(y) }));
-  const front = place.filter(({ point }) => point.front).sort((a, b) => a.left - b.left || a.top - b.top);
+  // Of the front, which is one in three figures, those that no other beats in the two of this chart.
+  let least = Number.POSITIVE_INFINITY;
+  const front = place
+    .filter(({ point }) => point.front)
+    .sort((a, b) => a.left - b.left || a.value - b.value)
+    .filter(({ value }) => {
+      const lower = value < least;
+      least = Math.min(least, value);
+      return lower;
+    });
   return html`<figure class="scatter" data-readout><h3>${title}</h3>
 <div class="plot"><svg class="chart" width="100%" height="280" role="group" aria-label="${title} of ${String(points.length)} points against memory">
 ${ys.ticks.map(

@@ -5,7 +5,15 @@ import { renderPage, renderReproduction } from '../render-page.ts';
 import { sortKey } from '../render-values.ts';
 import { renderFronts, renderGrowth, renderTimelines } from './render-sweep-charts.ts';
 import { COLUMNS, describeState, formatRate } from './render-sweep-text.ts';
-import { anchorOf, memoryOf, REQUEST, type SweepPoint, type SweepReport } from './sweep-report.ts';
+import {
+  anchorOf,
+  describeSharing,
+  listSharing,
+  memoryOf,
+  REQUEST,
+  type SweepPoint,
+  type SweepReport,
+} from './sweep-report.ts';
 
 /** The report of a sweep as one HTML file. Same report, same bytes. */
 export function renderSweepHtml(report: SweepReport): string {
@@ -18,6 +26,7 @@ export function renderSweepHtml(report: SweepReport): string {
       renderTable(report),
       renderGrowth(report),
       renderTimelines(report),
+      renderWork(report),
       renderPublished(report),
       renderReproduction({
         versions: { npuc: report.npuc },
@@ -105,6 +114,23 @@ function spreadOf(name: string, { plan }: SweepPoint): Markup | undefined {
   }"`;
 }
 
+/** What was shared, and what each kind of work took. */
+function renderWork({ points, stages = [] }: SweepReport): Markup {
+  const sharing = listSharing(points);
+  if (sharing.length === 0 && stages.length === 0) return html``;
+  return html`<section><h2>Quantized once</h2><ul class="remarks">${sharing.map(
+    (group) => html`<li>${describeSharing(group)}</li>`,
+  )}</ul>${
+    stages.length > 0 &&
+    html`<div class="scroll"><table id="stages"><thead><tr><th scope="col">work</th><th scope="col" class="n">times</th><th scope="col" class="n">time</th><th scope="col" class="n">CPU</th><th scope="col" class="n">of it the vendor's compiler</th></tr></thead><tbody>${stages.map(
+      ({ name, jobs, seconds, cpuSeconds, vendorCpuSeconds }) =>
+        html`<tr><td>${name}</td><td class="n">${String(jobs)}</td><td class="n">${formatSeconds(seconds)}</td><td class="n">${
+          cpuSeconds > 0 ? formatSeconds(cpuSeconds) : '-'
+        }</td><td class="n">${vendorCpuSeconds > 0 ? formatSeconds(vendorCpuSeconds) : '-'}</td></tr>`,
+    )}</tbody></table></div>`
+  }</section>`;
+}
+
 /** The estimate beside what was published. */
 function renderPublished({ published, points }: SweepReport): Markup {
   if (!points.some(({ plan }) => plan.prefill ?? plan.decode)) return html``;
@@ -121,16 +147,12 @@ function renderPublished({ published, points }: SweepReport): Markup {
   )}</tbody></table></div></section>`;
 }
 
-function renderLegend({ points, stages }: SweepReport): Markup {
+function renderLegend({ points }: SweepReport): Markup {
   const shown = COLUMNS.filter(({ value }) => points.some((point) => value(point) !== undefined));
   return html`<section><h2>How to read this</h2><dl class="legend-list">${shown.map(
     ({ name, about, unit }) =>
       html`<dt>${name}</dt><dd>${about}${unit !== '' && unit !== 'bytes' && `, ${unit}`}.</dd>`,
   )}<dt>front</dt><dd>Memory, the time of a request (${String(REQUEST.prompt)} tokens of prompt, ${String(
     REQUEST.answer,
-  )} of answer) and quality. Where no text was evaluated, a larger cache stands for quality, and schemes are not compared.</dd></dl>${
-    stages &&
-    stages.length > 0 &&
-    html`<p class="about">Stages: ${stages.map(({ name, seconds }, i) => `${i > 0 ? ', ' : ''}${name} ${formatSeconds(seconds)}`)}.</p>`
-  }</section>`;
+  )} of answer) and quality. Where no text was evaluated, a larger cache stands for quality, and schemes are not compared.</dd></dl></section>`;
 }

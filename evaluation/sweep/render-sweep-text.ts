@@ -1,6 +1,6 @@
 import type { EstimateError, SpeedEstimate } from '../../targets/estimate-speed.ts';
 import { formatBytes, formatPerplexity, formatRatio, formatSeconds } from '../format-figures.ts';
-import { memoryOf, REQUEST, type SweepPoint, type SweepReport } from './sweep-report.ts';
+import { describeSharing, listSharing, memoryOf, REQUEST, type SweepPoint, type SweepReport } from './sweep-report.ts';
 
 /** A column of the table and of the CSV: for people and for programs. */
 export interface Column {
@@ -224,10 +224,22 @@ export function renderSweepText(report: SweepReport): string {
     '',
     ...layTable([head, ...rows], numeric),
     '',
+    ...describeStages(report),
+    ...listSharing(report.points).map(describeSharing),
     ...(report.points.some(({ plan }) => plan.prefill ?? plan.decode) ? describePublished(report.published) : []),
     ...(report.budget ? ['', ...describeBudget(report)] : []),
     '',
   ].join('\n');
+}
+
+/** What each kind of work took. */
+function describeStages({ stages = [] }: SweepReport): string[] {
+  return stages.map(
+    ({ name, jobs, seconds, cpuSeconds, vendorCpuSeconds }) =>
+      `${name}: ${jobs} time${jobs === 1 ? '' : 's'}, ${formatSeconds(seconds)}${
+        cpuSeconds > 0 ? `, CPU ${formatSeconds(cpuSeconds)}` : ''
+      }${vendorCpuSeconds > 0 ? `, of it ${formatSeconds(vendorCpuSeconds)} in the vendor's compiler` : ''}`,
+  );
 }
 
 /** What the budget chose. */

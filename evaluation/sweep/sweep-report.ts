@@ -112,8 +112,44 @@ export interface SweepReport {
   readonly published: readonly EstimateError[];
   readonly budget?: BudgetAnswer;
   readonly command?: string;
-  /** Seconds of each stage. */
-  readonly stages?: readonly { readonly name: string; readonly seconds: number }[];
+  /** What each kind of work took, where points were compiled. */
+  readonly stages?: readonly StageCost[];
+}
+
+/** What one kind of work took, all its jobs together. */
+export interface StageCost {
+  readonly name: string;
+  readonly jobs: number;
+  readonly seconds: number;
+  readonly cpuSeconds: number;
+  /** The vendor's compiler, as part of that. */
+  readonly vendorCpuSeconds: number;
+}
+
+/** Points of one scheme, target and architecture, and the digests of the weights that they were written with. */
+export interface WeightSharing {
+  readonly group: string;
+  readonly points: number;
+  readonly digests: readonly string[];
+}
+
+/** Whether all compiled points of a scheme, target and architecture have the same weights, byte for byte. */
+export function listSharing(points: readonly SweepPoint[]): WeightSharing[] {
+  const groups = new Map<string, string[]>();
+  for (const { target, scheme, arch, result } of points) {
+    if (!result) continue;
+    const group = target === 'qnn' ? `${target} ${scheme} ${arch}` : `${target} ${scheme}`;
+    groups.set(group, [...(groups.get(group) ?? []), result.weightsDigest]);
+  }
+  return [...groups].map(([group, all]) => ({ group, points: all.length, digests: [...new Set(all)] }));
+}
+
+/** `12 points of qnn w4a16 v79 have the same weights, SHA-256 0123456789abcdef`. */
+export function describeSharing({ group, points, digests }: WeightSharing): string {
+  const list = digests.map((digest) => digest.slice(0, 16)).join(', ');
+  if (digests.length > 1) return `${points} points of ${group} have ${digests.length} different weights: ${list}`;
+  if (points === 1) return `1 point of ${group}, weights SHA-256 ${list}`;
+  return `${points} points of ${group} have the same weights, byte for byte: SHA-256 ${list}`;
 }
 
 /** What a budget chose, or why nothing satisfies it. */

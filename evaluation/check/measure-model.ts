@@ -83,7 +83,7 @@ export async function measureModel(inputs: ModelInputs): Promise<Subject> {
   };
   const values = async (patch: Patch, only?: ReadonlySet<string>, recipe?: Recipe): Promise<MeasuredValue[]> =>
     await measureInside(inputs, recipe ? await quantize(recipe) : graph, patch, only);
-  const weights = listWeights(graph.module);
+  const weights = listWeights(graph.module, inputs.module);
   const measurement: Measurement = {
     kind: 'model',
     model: { name: inputs.name, digest: inputs.digest },
@@ -154,11 +154,13 @@ interface EncodedWeight extends MeasuredWeight {
   readonly encoding: Encoding;
 }
 
-function listWeights(module: Module): EncodedWeight[] {
+function listWeights(module: Module, imported: Module): EncodedWeight[] {
   return [...module.graph().values].flatMap(({ name, data, encoding }) => {
     // Vectors of a norm, and biases, are no weights that anyone chooses a form for.
     if (!data || !encoding || data.shape.length < 2) return [];
-    const floats = data.toFloats();
+    // Calibration moves scale between weights and rounds them: as imported they are those of the file.
+    const source = imported.graph().find(name)?.data;
+    const floats = source?.toFloats() ?? new Float32Array();
     const digest = createHash('sha256').update(new Uint8Array(floats.buffer, floats.byteOffset, floats.byteLength));
     const written = Math.ceil((data.size * encodingBits(encoding.dtype)) / 8);
     return [
@@ -166,7 +168,7 @@ function listWeights(module: Module): EncodedWeight[] {
         name,
         form: describeForm(encoding),
         scale: meanScale(encoding),
-        digest: digest.digest('hex').slice(0, 8),
+        digest: source ? digest.digest('hex').slice(0, 8) : '',
         bytes: written + encoding.scale.length * 4,
         encoding,
       },

@@ -11,7 +11,6 @@ import type { TfliteModel } from '../model.ts';
 import { readTflite } from '../read.ts';
 import { writeTflite } from '../write.ts';
 import { applyPlugin, NO_FORM, type PluginOptions } from './apply-plugin.ts';
-import { inlineComposites } from './inline-composites.ts';
 import { readPartition } from './open-partition.ts';
 import type { DispatchedSignature } from './read-dispatch.ts';
 import { type NpuRequest, type NpuVendor, VENDOR_FACTS } from './vendors.ts';
@@ -99,7 +98,7 @@ export async function compileForNpu(
   work: string,
 ): Promise<CompiledNpu> {
   const source = join(work, `${request.vendor}${label}.tflite`);
-  writeTflite(source, VENDOR_FACTS[request.vendor].composites === 'native' ? model : inlineComposites(model));
+  writeTflite(source, VENDOR_FACTS[request.vendor].rewrite?.(model) ?? model);
   const file = npuFile(request, label);
   const plugin: PluginOptions = {
     litert: requireToolchain('litert'),

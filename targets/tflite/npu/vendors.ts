@@ -2,6 +2,9 @@ import { NpucError } from '../../../compiler/errors.ts';
 import { nearestWord } from '../../../compiler/nearest.ts';
 import { listSocs, type Soc } from '../../socs.ts';
 import type { PortForm } from '../lowering.ts';
+import type { TfliteModel } from '../model.ts';
+import { groupDepthwise } from './group-depthwise.ts';
+import { inlineComposites } from './inline-composites.ts';
 
 /** Vendors whose LiteRT compiler plugins are in the toolchain. */
 export const NPU_VENDORS = ['qualcomm', 'openvino', 'mediatek', 'samsung'] as const;
@@ -26,8 +29,8 @@ export interface VendorFacts {
   readonly soc: string;
   /** Whether the file that it compiles has integer or float ports. */
   readonly ports: PortForm;
-  /** Whether it computes composites, or has to be given their bodies. */
-  readonly composites: 'native' | 'written-out';
+  /** What its compiler takes in another form only: the file that it is given is rewritten. */
+  readonly rewrite?: (model: TfliteModel) => TfliteModel;
   /** The library of the vendor's own SDK that compiles, where nobody may download it. */
   readonly compiler?: string;
   /** Why the figures of its artifacts mean what they mean. */
@@ -42,7 +45,7 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     socs: listSocs().flatMap(({ name }) => (name === 'QCS6490' ? [] : [name])),
     soc: 'SM8750',
     ports: 'quantized',
-    composites: 'native',
+    rewrite: groupDepthwise,
     about: 'the byte code is an HTP context, which the simulator executes',
   },
   openvino: {
@@ -54,7 +57,7 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     // With integer ports its CPU device refuses an 8-bit model: "does not support i16 for use with oneDNN".
     ports: 'float',
     // It reads odml.rms_norm over integers as one over floats and fails in its type check.
-    composites: 'written-out',
+    rewrite: inlineComposites,
     about: "the byte code is OpenVINO's model for its CPU device: Intel's NPU compiler is part of the NPU's driver",
   },
   mediatek: {
@@ -66,7 +69,6 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     ],
     soc: 'mt6989',
     ports: 'quantized',
-    composites: 'native',
     compiler: 'libneuron_adapter.so',
     about: "claims are those of the plugin's own list: MediaTek's compiler was not asked",
   },
@@ -76,7 +78,6 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     socs: ['E9955', 'E9965'],
     soc: 'E9965',
     ports: 'quantized',
-    composites: 'native',
     compiler: 'libgraph_wrapper.so',
     about: "claims are those of the plugin's own list: Samsung's compiler was not asked",
   },

@@ -252,6 +252,22 @@ describe.skipIf(!hasPlugins)('a graph of any kind', () => {
     30_000,
   );
 
+  test('a 16-bit depthwise convolution is taken as a convolution of groups', async () => {
+    const text = `npuir 1
+opset 21
+
+graph @main
+  in %x : f32[1,8,12,12]
+  %w : f32[8,1,3,3] = const rand(7, uniform -0.5 0.5)
+  %b : f32[8] = const rand(8, uniform -0.5 0.5)
+  %y : f32[1,8,12,12] = Conv(%x, %w, %b) {group 8, pads [1,1,1,1]}
+  out %y
+`;
+    const { reports } = await compile(text, 'w8a16', { requests: BOTH.slice(0, 1) });
+    expect(reports[0]!.signatures[0]).toMatchObject({ partitions: 1, fallback: [] });
+    expect(reports[0]!.runs[0]!.sqnr).toBeGreaterThan(55);
+  }, 30_000);
+
   test('an operator without a form stays on the CPU between two partitions', async () => {
     const { reports } = await compile(graphOf('Exp(%h)'), 'w8a8', { requests: BOTH.slice(0, 1) });
     const [signature] = reports[0]!.signatures;

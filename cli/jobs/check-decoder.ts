@@ -4,6 +4,7 @@ import { openCheckpoint } from '../../compiler/import/checkpoint.ts';
 import { readDecoderModel, requireTokenizer } from '../../compiler/import/decoder-model.ts';
 import { pickJavaScriptEngine } from '../../compiler/runtime/engine.ts';
 import { describeEngine, openWithJavaScript } from '../../compiler/runtime/onnxruntime.ts';
+import type { CheckSubject } from '../../evaluation/check/baseline.ts';
 import { drawWindows } from '../../evaluation/check/bootstrap.ts';
 import { type CalibratedInputs, WINDOW } from '../../evaluation/check/measure-decoder.ts';
 import { formatOf } from '../../targets/index.ts';
@@ -16,6 +17,8 @@ import { version } from './version.ts';
 const LEAST_WINDOWS = 2;
 
 export interface OpenedSubject {
+  /** What a baseline must be of. */
+  readonly subject: CheckSubject;
   /** The checkpoint calibrated on a draw of the windows; 0 is all of them. */
   calibrate(seed: number): Promise<CalibratedInputs>;
   close(): void;
@@ -68,7 +71,14 @@ export async function openSubject(options: CompileOptions, target: TargetName): 
       const calibrated = { ...shared, embed: source.embed, statistics: source.statistics, cacheKey: source.key };
       return source.weights === model.weights ? calibrated : { ...calibrated, rotated: source.weights };
     };
-    return { calibrate, close: () => checkpoint.close() };
+    const subject: CheckSubject = {
+      kind: 'decoder',
+      model: { name: checkpoint.name, digest },
+      target,
+      text: { digest: text.digest, windows: windows.length, tokens: windows.length * step },
+      predictions: windows.map(() => step - 1),
+    };
+    return { subject, calibrate, close: () => checkpoint.close() };
   } catch (error) {
     checkpoint.close();
     throw error;

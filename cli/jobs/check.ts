@@ -3,7 +3,13 @@ import { dirname, relative, resolve, sep } from 'node:path';
 import { LineCounter, parseDocument } from 'yaml';
 import { NpucError } from '../../compiler/errors.ts';
 import { type Attribution, attributeError } from '../../evaluation/check/attribute-error.ts';
-import { type Baseline, readBaseline, writeBaseline } from '../../evaluation/check/baseline.ts';
+import {
+  type Baseline,
+  type CheckSubject,
+  readBaseline,
+  requireSameSubject,
+  writeBaseline,
+} from '../../evaluation/check/baseline.ts';
 import type { Budgets } from '../../evaluation/check/budgets.ts';
 import type { CheckReport } from '../../evaluation/check/check-report.ts';
 import { decoderSubject } from '../../evaluation/check/decoder-subject.ts';
@@ -32,6 +38,7 @@ export interface CheckOptions {
 
 /** Something to check: measured on a draw, and looked into. */
 interface Opened {
+  readonly subject: CheckSubject;
   measure(seed: number): Promise<{ subject: Subject; attribute?: () => Promise<Attribution> }>;
   close(): void;
 }
@@ -40,10 +47,23 @@ async function openAny({ compile, bind, target }: CheckOptions): Promise<Opened>
   if (compile.source.endsWith('.onnx')) {
     if (target === 'hf') throw notForModels(target);
     const inputs = openModelSubject(compile, bind, target);
-    return { measure: async (seed) => ({ subject: await measureModel(inputs(seed)) }), close: () => {} };
+    const { name, digest, evaluation } = inputs(0);
+    const samples = evaluation.feeds.length;
+    return {
+      subject: {
+        kind: 'model',
+        model: { name, digest },
+        target,
+        text: { digest: evaluation.digest, windows: samples, tokens: samples },
+        predictions: evaluation.feeds.map(() => 1),
+      },
+      measure: async (seed) => ({ subject: await measureModel(inputs(seed)) }),
+      close: () => {},
+    };
   }
   const opened = await openSubject(compile, target);
   return {
+    subject: opened.subject,
     measure: async (seed) => {
       const checked = await measureDecoder(await opened.calibrate(seed));
       return { subject: decoderSubject(checked), attribute: () => attributeError(checked) };
@@ -66,6 +86,7 @@ export async function checkQuality(options: CheckOptions): Promise<CheckReport> 
   const baseline = readBaseline(options.baseline);
   const opened = await openAny(options);
   try {
+    requireSameSubject(baseline, opened.subject);
     progress.stage('measure');
     const { subject, attribute } = await opened.measure(options.seed);
     const { measurement } = subject;

@@ -276,11 +276,14 @@ function findLines(document: ReturnType<typeof parseDocument>, counter: LineCoun
   return lines;
 }
 
+/** What is known of a measurement before it is made. */
+export type CheckSubject = Pick<Measurement, 'kind' | 'model' | 'target' | 'text' | 'predictions'>;
+
 /**
  * Whether a baseline can be compared with a measurement.
  * @throws CK003 for another model, target, or held-out text: figures of windows would be paired that have nothing in common
  */
-export function requireSameSubject({ measurement: base, path }: Baseline, now: Omit<Measurement, 'values'>): void {
+export function requireSameSubject({ measurement: base, path }: Baseline, now: CheckSubject): void {
   const refuse = (what: string, was: string, is: string): never => {
     throw new NpucError('CK003', {
       message: `${path} is of another ${what}: ${was}, and this is ${is}`,

@@ -1,7 +1,7 @@
 import { prepareGraph } from '../calibration/plan.ts';
 import { planWeights } from '../calibration/plan-weights.ts';
 import { planPrecision } from '../calibration/precision.ts';
-import { cacheBits, type NumberFormat, type Recipe } from '../calibration/recipe.ts';
+import { cacheBits, hasFloatActivations, type NumberFormat, type Recipe } from '../calibration/recipe.ts';
 import type { ValueStatistics } from '../calibration/statistics.ts';
 import { buildDecoder } from '../compiler/import/decoder-model.ts';
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
@@ -35,6 +35,8 @@ export interface GraphMemory {
   readonly newBytes: number;
   /** All other inputs and outputs. */
   readonly ioBytes: number;
+  /** Nodes of the whole graph, counted from those of its layers. */
+  readonly nodes: number;
   /** Bytes alive in the arena while each node runs: embedding, a first, a middle and a last layer, head. */
   readonly alive: readonly number[];
 }
@@ -50,6 +52,8 @@ export interface WeightMemory {
   /** How many numbers the graphs have, and those of them that are in blocks of two-level scales. */
   readonly weights: number;
   readonly blockWeights: number;
+  /** Output channels of all quantized matrices: each has a scale. */
+  readonly channels: number;
   readonly stages: readonly StageLoad[];
 }
 
@@ -84,17 +88,18 @@ export function planGraphMemory(
 ): GraphMemory {
   const { config, recipe, format, integerPorts } = request;
   const graph = lowerGraph(request, layers, tokens, cache);
-  const float = recipe.scheme === 'fp16';
   const precision = planPrecision(graph, OPSET, recipe, format, unseen(request.contract));
   const elementBits = (value: Value): number => {
     if (value.type?.kind !== 'tensor' || value.type.dtype !== 'f32') return 32;
-    if (float) return 16;
+    // Half floats inside; weights that are quantized alone leave the values floats.
+    if (hasFloatActivations(recipe)) return recipe.scheme === 'fp16' ? 16 : 32;
     const group = precision.groups.get(value);
     return group && (group.cache || group.why !== '') ? group.bits : 32;
   };
   const count = (value: Value): number => value.dims.reduce((product, dim) => product * dim, 1);
   const { bytes, alive } = planArena(graph, (value) => (count(value) * elementBits(value)) / 8);
-  const portBytes = (value: Value): number => (count(value) * (integerPorts && !float ? elementBits(value) : 32)) / 8;
+  const integers = integerPorts && !hasFloatActivations(recipe);
+  const portBytes = (value: Value): number => (count(value) * (integers ? elementBits(value) : 32)) / 8;
   const sum = (values: readonly Value[]): number => values.reduce((total, value) => total + portBytes(value), 0);
   const states = [...graph.states.values()];
   const caches = new Set(states.flatMap(({ input, output }) => [input, output]));
@@ -105,6 +110,7 @@ export function planGraphMemory(
     arenaBytes: bytes,
     pastBytes: scale * sum(states.map(({ input }) => input)),
     newBytes: scale * sum(states.map(({ output }) => output)),
+    nodes: Math.ceil(scale * graph.nodes.length),
     ioBytes: sum([...graph.inputs, ...graph.outputs].filter((value) => !caches.has(value))),
     alive,
   };
@@ -112,7 +118,7 @@ export function planGraphMemory(
 
 /** Keys and values of so many slots in every layer, as the host keeps them. */
 export function cacheBytes({ config, recipe, format, integerPorts }: MemoryRequest, slots: number): number {
-  const bits = recipe.scheme === 'fp16' || !integerPorts ? 32 : cacheBits(recipe, format);
+  const bits = hasFloatActivations(recipe) || !integerPorts ? 32 : cacheBits(recipe, format);
   return (2 * config.layers * config.keyValueHeads * config.headDim * bits * slots) / 8;
 }
 
@@ -128,7 +134,8 @@ export function planWeightMemory(request: MemoryRequest, tableBytes: number): We
   const stages = measureStages(graph, forms, recipe);
   const sum = (key: 'weights' | 'bytes' | 'blockWeights'): number =>
     stages.reduce((total, stage) => total + stage[key], 0);
-  const counts = { weights: sum('weights'), blockWeights: sum('blockWeights'), stages };
+  const channels = [...forms.keys()].reduce((total, name) => total + graph.find(name)!.dims.at(-1)!, 0);
+  const counts = { weights: sum('weights'), blockWeights: sum('blockWeights'), channels, stages };
   const table = graph.find(EMBEDDING);
   if (!table) return { ...counts, weightBytes: sum('bytes'), embeddingBytes: tableBytes, embeddingInGraph: false };
   const { size } = table.data!;
@@ -143,4 +150,23 @@ export function planWeightMemory(request: MemoryRequest, tableBytes: number): We
     embeddingBytes: rows ? size + 4 * config.vocabSize : (size * bits) / 8,
     embeddingInGraph: true,
   };
+}
+
+/** Bytes of a node in a file, by target: its name, tensors and, where there are integers, its conversions and small scales. */
+const NODE_BYTES = { tflite: 220, onnx: { floats: 240, integers: 1000 } } as const;
+/** A TFLite graph has its own scale (4 bytes) and zero point (8) for every channel. */
+const CHANNEL_BYTES = 12;
+
+/** Bytes of the files of a target that are not the HTP's: weights once, and what every graph adds. */
+export function planFileBytes(
+  target: 'onnx' | 'tflite',
+  { recipe }: MemoryRequest,
+  { weightBytes, embeddingBytes, channels }: WeightMemory,
+  graphs: readonly GraphMemory[],
+): number {
+  const nodes = graphs.reduce((total, graph) => total + graph.nodes, 0);
+  if (target === 'onnx') {
+    return weightBytes + embeddingBytes + nodes * NODE_BYTES.onnx[hasFloatActivations(recipe) ? 'floats' : 'integers'];
+  }
+  return weightBytes + embeddingBytes + channels * (CHANNEL_BYTES * graphs.length - 4) + nodes * NODE_BYTES.tflite;
 }

@@ -1,4 +1,4 @@
-import type { Recipe } from '../../../calibration/recipe.ts';
+import { isDynamic, type Recipe } from '../../../calibration/recipe.ts';
 import { NpucError } from '../../../compiler/errors.ts';
 import type { DecoderModel } from '../../../compiler/import/decoder-model.ts';
 import { type PointPlan, REQUEST, type SweepPoint, type SweepTarget } from '../../../evaluation/sweep/sweep-report.ts';
@@ -8,6 +8,7 @@ import {
   cacheBytes,
   type GraphMemory,
   type MemoryRequest,
+  planFileBytes,
   planGraphMemory,
   planWeightMemory,
   type WeightMemory,
@@ -111,10 +112,11 @@ function describePlan(
   const share = target !== 'qnn' || socSupports(soc, 'weight-sharing');
   const copies = share ? 1 : 2;
   const { parts, limits } = target === 'qnn' ? fitContext(request, memory, weight) : { parts: 1, limits: [] };
-  const weightsInGraph = weight.weightBytes + (weight.embeddingInGraph ? weight.embeddingBytes : 0);
   const artifactBytes =
-    (target === 'qnn' ? planContextBytes(weight, { ...config, graphs: [prefill, decode], share }) : weightsInGraph) +
-    (weight.embeddingInGraph ? 0 : weight.embeddingBytes);
+    target === 'qnn'
+      ? planContextBytes(weight, { ...config, graphs: [prefill, decode], share }) +
+        (weight.embeddingInGraph ? 0 : weight.embeddingBytes)
+      : planFileBytes(target, memory, weight, [prefill, decode]);
   const arenaBytes = Math.max(prefill.arenaBytes, decode.arenaBytes);
   const ioBytes = Math.max(prefill.ioBytes + prefill.newBytes, decode.ioBytes + decode.newBytes);
   const keyValues = cacheBytes(memory, cache);
@@ -147,11 +149,14 @@ function fitContext(
 ): { readonly parts: number; readonly limits: readonly string[] } {
   const needs: HtpFeature[] = [
     ...(recipe.scheme === 'fp16' ? (['fp16'] as const) : []),
-    ...(recipe.weight.block > 0 ? (['lpbq'] as const) : []),
+    ...(recipe.weight.block > 0 && !isDynamic(recipe) ? (['lpbq'] as const) : []),
   ];
-  const limits = needs
-    .filter((feature) => !socSupports(soc, feature))
-    .map((feature) => `v${soc.arch} does not have ${feature}: ${HTP_FEATURES[feature].about}`);
+  const limits = [
+    ...(isDynamic(recipe) ? ['the HTP has no dynamic quantization'] : []),
+    ...needs
+      .filter((feature) => !socSupports(soc, feature))
+      .map((feature) => `v${soc.arch} does not have ${feature}: ${HTP_FEATURES[feature].about}`),
+  ];
   // Most models need no cut: then the search for one, which takes longer than all else, is not made.
   const bytes = stages.reduce((sum, stage) => sum + stage.bytes, 0);
   const free = split.split === 'auto' && split.maxMemory === undefined && !split.embedding && !split.head;

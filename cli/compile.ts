@@ -14,7 +14,7 @@ import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
 import { countFlag, listFlag, numberFlag, textFlag } from './flags.ts';
 import type { CompileOptions } from './jobs/compile-decoder.ts';
 import { outputOptions } from './output-options.ts';
-import { renderModelPlan, renderPlan } from './render-plan.ts';
+import { formatBytes, renderModelPlan, renderPlan } from './render-plan.ts';
 
 interface CompileArguments extends Partial<CompileConfig> {
   readonly source?: string;
@@ -131,7 +131,10 @@ export const compileCommand: Command = {
       )
       .option('split-embedding', { type: 'boolean', describe: 'the embedding as a part of its own' })
       .option('split-head', { type: 'boolean', describe: 'the head as a part of its own' })
-      .option('max-memory', textFlag('most memory that the HTP compiler may take, such as 12GiB or 8GB'))
+      .option(
+        'max-memory',
+        textFlag('most memory that this process, and the HTP compiler, may each take, such as 12GiB or 800MB'),
+      )
       .option('threads', countFlag('threads', 'threads; the bytes do not depend on it'))
       .option('requantize', {
         type: 'boolean',
@@ -196,6 +199,8 @@ export const compileCommand: Command = {
     const result = await compileDecoder(options);
     if (args.json) process.stdout.write(`${JSON.stringify(result, spellFigures)}\n`);
     else {
+      const limit = config.maxMemory === undefined ? '' : ` of ${formatBytes(config.maxMemory)} allowed`;
+      if (!args.quiet) process.stderr.write(`peak memory ${formatBytes(result.peakRssBytes)}${limit}\n`);
       const { renderTerminal } = await import('../evaluation/render-terminal.ts');
       process.stdout.write(
         result.report

@@ -103,6 +103,7 @@ export const ERROR_TITLES = {
   QT132: 'encodings file cannot say this form',
   QT133: 'target cannot hold the integers of the checkpoint',
   QT140: 'budget cannot be met',
+  QT150: 'compiling needs more memory than allowed',
   RT101: 'graph does not follow its protocol',
   RT102: 'cache is full',
   RT103: 'prompt is empty',

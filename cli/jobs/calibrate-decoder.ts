@@ -28,6 +28,8 @@ export interface CalibrationChoices {
   readonly recipe: Recipe;
   readonly outputs: { readonly given?: unknown };
   readonly progress: Progress;
+  /** Bytes of float weights that may be open at a time. */
+  readonly weightBytes?: number;
 }
 
 /** So few weights: four bits would save nothing. */
@@ -51,6 +53,7 @@ export async function calibrateDecoder(
     cachedStatistics(key, () =>
       collectDecoderStatistics(config, weights, calibrated.windows, {
         onProgress: (done, total) => progress.update(done, total),
+        ...(choices.weightBytes === undefined ? {} : { weightBytes: choices.weightBytes }),
       }),
     );
   progress.stage('calibrate');

@@ -45,7 +45,7 @@ import { type CalibratedDecoder, calibrateDecoder } from './calibrate-decoder.ts
 import { writeDecisions } from './explain-value.ts';
 import { type BudgetReport, checkBudget, describeBudget, meetBudget, writeBudget } from './meet-budget.ts';
 import { openOutputFolder } from './output-folder.ts';
-import { planSizes, type SizePlan } from './plan-sizes.ts';
+import { planMemory, planSizes, requireMemory, type SizePlan } from './plan-sizes.ts';
 import { reproduceCommand } from './reproduce-command.ts';
 import { version } from './version.ts';
 
@@ -84,6 +84,8 @@ export interface CompileResult {
   readonly manifest: Manifest;
   /** Absent where the evaluation text is `none`. */
   readonly report?: Report;
+  /** Peak resident set of this process, bytes. */
+  readonly peakRssBytes: number;
 }
 
 /** In the place of a held-out text: nothing is run, and there is no report. */
@@ -154,6 +156,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
   const { checkpoint, config } = model;
   planParts(model, options);
   checkBudgets(model, options);
+  const weightBytes = checkMemory(model, options);
   const evaluated = options.evaluation.text !== NO_EVALUATION;
   const output = openOutputFolder(options.out, options.force, [
     options.source,
@@ -171,7 +174,7 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     };
     const { source, remarks } =
       heldOut.length === 0
-        ? { source: await calibrateDecoder(model, key, options), remarks: [] }
+        ? { source: await calibrateDecoder(model, key, { ...options, weightBytes }), remarks: [] }
         : await chooseSource(model, key, heldOut, options);
     const { recipe } = source;
     // Artifacts that the toolchain has no part in do not depend on whether it is installed.
@@ -291,7 +294,8 @@ export async function compileDecoder(options: CompileOptions): Promise<CompileRe
     progress.finish();
     writeFileSync(join(output.partial, 'timings.json'), `${JSON.stringify(progress.stages, undefined, 1)}\n`);
     output.commit();
-    return { manifest, ...(full ? { report: full } : {}) };
+    const peakRssBytes = Math.max(...progress.stages.map((stage) => stage.peakRssBytes));
+    return { manifest, peakRssBytes, ...(full ? { report: full } : {}) };
   } catch (error) {
     output.discard();
     throw error;
@@ -402,6 +406,13 @@ async function chooseSource(
     },
   });
   return { source: tried[0]!.source, remarks: [describeChoice(tried, heldOut.length)] };
+}
+
+/** Bytes of float weights that calibration may have open. @throws QT150 where --max-memory is too small, before any work */
+function checkMemory({ config }: DecoderModel, { evaluation, effort, recipe, split }: CompileOptions): number {
+  const needs = { whole: evaluation.text !== NO_EVALUATION || effort === 'best', rounding: recipe.rounding };
+  if (split.maxMemory !== undefined) requireMemory(config, needs, split.maxMemory);
+  return planMemory(config, needs, split.maxMemory).weightBytes;
 }
 
 /** @throws QT140 and CL001 for a budget that a target cannot meet, before any work */

@@ -5,6 +5,7 @@ import {
   type Recipe,
   takesBlocks,
 } from '../../calibration/recipe.ts';
+import { NpucError } from '../../compiler/errors.ts';
 import type { DecoderConfig } from '../../compiler/import/huggingface/config.ts';
 import { graphRequests, type ShapeRequest } from '../../targets/graph-requests.ts';
 import { formatOf } from '../../targets/index.ts';
@@ -45,6 +46,8 @@ const PROCESS_PER_WEIGHT = 20;
 /** Without an evaluation the float model is never whole in memory (calibration/stream-decoder.ts): measured on 1.2 billion weights. */
 const STREAMED_WEIGHTS = 2 ** 28;
 const STREAMED_PER_WEIGHT = 14;
+/** Per element of the second moments of a layer's widest input, in every form that they have at once: measured at 2,048 channels. */
+const MOMENT_BYTES = 56;
 
 /**
  * Sizes of a decoder under a recipe.
@@ -73,7 +76,6 @@ export function planSizes(
   const perLayer = linears.reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0) + 2 * config.hiddenSize;
   const tables = config.vocabSize * config.hiddenSize * (config.tiedEmbeddings ? 1 : 2);
   const parameters = config.layers * perLayer + config.hiddenSize + tables;
-  const streamed = Math.min(parameters, Math.max(STREAMED_WEIGHTS, config.vocabSize * config.hiddenSize));
   return {
     parameters,
     graphs,
@@ -86,10 +88,74 @@ export function planSizes(
       }),
     ),
     memory: {
-      process: PROCESS_BASE + (evaluated ? parameters * PROCESS_PER_WEIGHT : streamed * STREAMED_PER_WEIGHT),
+      process: planMemory(config, { whole: evaluated, rounding: recipe.rounding }).process,
       ...(parts.length > 0 ? { qnnCompiler: Math.max(...parts.map(({ peakBytes }) => peakBytes)) } : {}),
     },
   };
+}
+
+/** The memory of this process while it compiles a decoder, and what it could be. */
+export interface MemoryPlan {
+  /** Estimated peak, bytes. */
+  readonly process: number;
+  /** The least that any limit can bring it to. */
+  readonly least: number;
+  /** Bytes of float weights that calibration may have open at a time. */
+  readonly weightBytes: number;
+}
+
+/** What memory depends on, beside the shape of the decoder. */
+export interface MemoryNeeds {
+  /** Whether the float model runs as a whole: for an evaluation, or to measure recipes against each other. */
+  readonly whole: boolean;
+  readonly rounding: Recipe['rounding'];
+}
+
+/**
+ * The memory of a compile, within a limit where there is one: float weights stream through calibration in parts of at most a
+ * gibibyte, or as much less as the limit asks for, down to the largest of a layer, the embedding and the head. Rounding with
+ * error feedback needs the second moments of the widest input of a layer.
+ */
+export function planMemory(
+  config: DecoderConfig,
+  { whole, rounding }: MemoryNeeds,
+  limit = Number.POSITIVE_INFINITY,
+): MemoryPlan {
+  const shapes = layerShapes(config);
+  const perLayer = shapes.reduce((sum, [inputs, outputs]) => sum + inputs * outputs, 0);
+  const table = config.vocabSize * config.hiddenSize;
+  const parameters =
+    config.layers * (perLayer + 2 * config.hiddenSize) + config.hiddenSize + table * (config.tiedEmbeddings ? 1 : 2);
+  const smallest = Math.min(parameters, Math.max(perLayer, table));
+  const most = Math.min(parameters, Math.max(STREAMED_WEIGHTS, smallest));
+  const room = Math.floor((limit - PROCESS_BASE) / STREAMED_PER_WEIGHT);
+  const streamed = Math.max(smallest, Math.min(most, room));
+  const widest = Math.max(...shapes.map(([inputs]) => inputs));
+  const moments =
+    rounding === 'gptq' ? PROCESS_BASE + perLayer * STREAMED_PER_WEIGHT + widest * widest * MOMENT_BYTES : 0;
+  const all = whole ? PROCESS_BASE + parameters * PROCESS_PER_WEIGHT : 0;
+  const peakOf = (weights: number): number => Math.max(all, moments, PROCESS_BASE + weights * STREAMED_PER_WEIGHT);
+  return { process: peakOf(streamed), least: peakOf(smallest), weightBytes: 4 * streamed };
+}
+
+/** @throws QT150 naming the smallest limit that works, and what would work with less */
+export function requireMemory(config: DecoderConfig, needs: MemoryNeeds, limit: number): void {
+  const mebibytes = (bytes: number): string => `${Math.ceil(bytes / 2 ** 20)}MiB`;
+  const leastOf = (less: Partial<MemoryNeeds>): number => planMemory(config, { ...needs, ...less }, limit).least;
+  const least = leastOf({});
+  if (least <= limit) return;
+  const ways: [string, Partial<MemoryNeeds>][] = [
+    ['without an evaluation (--evaluate none, and no --effort best)', { whole: false }],
+    ['with --rounding nearest as well', { whole: false, rounding: 'nearest' }],
+  ];
+  const cheaper = ways
+    .map(([way, less]) => ({ way, bytes: leastOf(less) }))
+    .filter(({ bytes }, i, all) => bytes < (all[i - 1]?.bytes ?? least))
+    .map(({ way, bytes }) => `; ${way} ${mebibytes(bytes)}`);
+  throw new NpucError('QT150', {
+    message: `compiling needs about ${mebibytes(least)} of memory, --max-memory allows ${mebibytes(limit)}`,
+    hint: `--max-memory ${mebibytes(least)} is the smallest that works${cheaper.join('')}`,
+  });
 }
 
 /** [inputs, outputs] of the linear layers of one block. */

@@ -42,10 +42,14 @@ export class Arithmetic {
     return this.op('Cast', [value], { to: intAttribute(DTYPES[dtype].code) });
   }
 
-  /** The integers of an encoded value, less its zero point. */
+  /** The integers of an encoded value, less its zero point, in 32-bit floats. */
+  steps(value: Value): Value {
+    return this.op('Round', [this.op('Div', [value, this.constant('f32', [], [value.encoding!.scale[0]!])])]);
+  }
+
+  /** The same in 64-bit floats. */
   integers(value: Value): Value {
-    const steps = this.op('Div', [value, this.constant('f32', [], [value.encoding!.scale[0]!])]);
-    return this.cast(this.op('Round', [steps]), 'f64');
+    return this.cast(this.steps(value), 'f64');
   }
 
   /** Integers less their zero point as the real numbers that they stand for, saturated by the encoding's type. */

@@ -37,9 +37,7 @@ export function imitateRequantize(node: Node, math: Arithmetic): Value {
 export function imitateMul(node: Node, math: Arithmetic): Value {
   const [a, b] = [node.input(0), node.input(1)];
   const product = math.op('Mul', [math.integers(a), math.integers(b)]);
-  // The kernel divides in 32-bit floats.
-  const factor = Math.fround(Math.fround(step(a) * step(b)) / step(node.output()));
-  return finish(node, math.multiply(product, factor), math);
+  return finish(node, math.multiply(product, productFactor(step(a), step(b), step(node.output()))), math);
 }
 
 /** ADD and SUB of 16-bit integers of any scale: both become steps of 2^-15 of twice the larger scale (kernels/add.cc). */
@@ -67,6 +65,38 @@ export function imitateNarrowAdd(node: Node, math: Arithmetic): Value {
   return finish(node, math.roundUp(scaled), math);
 }
 
+/** Sums of 8-bit products times a factor in 32-bit floats, ties to even, as the delegate requantizes. */
+function requantizeNarrow(node: Node, sums: Value, factors: readonly number[], math: Arithmetic): Value {
+  const rounded = math.op('Round', [math.op('Mul', [sums, math.constant('f32', [factors.length], factors)])]);
+  return finish(node, math.cast(rounded, 'f64'), math);
+}
+
+/** MUL of 8-bit integers (XNNPACK's qs8-vmul). */
+export function imitateNarrowMul(node: Node, math: Arithmetic): Value {
+  const [a, b] = [node.input(0), node.input(1)];
+  const product = math.op('Mul', [math.steps(a), math.steps(b)]);
+  return requantizeNarrow(node, product, [productFactor(step(a), step(b), step(node.output()))], math);
+}
+
+/** BATCH_MATMUL of 8-bit integers. Their sums are integers that 32-bit floats hold up to 2^24. */
+export function imitateNarrowMatMul(node: Node, math: Arithmetic): Value {
+  const [a, b] = [node.input(0), node.input(1)];
+  const sums = math.op('MatMul', [math.steps(a), math.steps(b)]);
+  return requantizeNarrow(node, sums, [productFactor(step(a), step(b), step(node.output()))], math);
+}
+
+/** FULLY_CONNECTED of 8-bit integers. @param weight integers as floats, [K, N] */
+export function imitateNarrowProduct(node: Node, weight: Value, scales: Float32Array, math: Arithmetic): Value {
+  const x = node.input(0);
+  const factors = Array.from(scales, (scale) => productFactor(step(x), scale, step(node.output())));
+  return requantizeNarrow(node, math.op('MatMul', [math.steps(x), weight]), factors, math);
+}
+
+/** The factor from steps of a product to those of the result, divided in 32-bit floats. */
+function productFactor(a: number, b: number, result: number): number {
+  return Math.fround(Math.fround(a * b) / result);
+}
+
 /**
  * FULLY_CONNECTED of 16-bit integers without a bias: sums of 32 bits. The upper and the lower byte are multiplied apart, so that 32-bit floats
  * hold the sums.
@@ -75,7 +105,7 @@ export function imitateNarrowAdd(node: Node, math: Arithmetic): Value {
  */
 export function imitateWideProduct(node: Node, weight: Value, scales: Float32Array, math: Arithmetic): Value {
   const x = node.input(0);
-  const integers = math.op('Round', [math.op('Div', [x, math.constant('f32', [], [step(x)])])]);
+  const integers = math.steps(x);
   const byte = math.constant('f32', [], [256]);
   const upper = math.op('Floor', [math.op('Div', [integers, byte])]);
   const lower = math.op('Sub', [integers, math.op('Mul', [upper, byte])]);

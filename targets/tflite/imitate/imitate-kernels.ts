@@ -10,6 +10,9 @@ import {
   imitateMatMul,
   imitateMul,
   imitateNarrowAdd,
+  imitateNarrowMatMul,
+  imitateNarrowMul,
+  imitateNarrowProduct,
   imitateQuantize,
   imitateRequantize,
   imitateWideProduct,
@@ -77,6 +80,9 @@ function imitate(node: Node, math: Arithmetic): Value | undefined {
 const NARROW: Readonly<Record<string, (node: Node, math: Arithmetic) => Value>> = {
   Add: imitateNarrowAdd,
   Sub: imitateNarrowAdd,
+  Mul: imitateNarrowMul,
+  MatMul: imitateNarrowMatMul,
+  Identity: imitateRequantize,
 };
 
 const WIDE: Readonly<Record<string, (node: Node, math: Arithmetic) => Value>> = {
@@ -110,8 +116,10 @@ function isPointwise(node: Node): boolean {
 function imitateFullyConnected(node: Node, weight: Value, math: Arithmetic): Value | undefined {
   if (isDynamicProduct(node, weight)) return imitateDynamic(node, weight, math);
   const encoding = weight.encoding;
-  if (node.input(0).encoding?.dtype !== 'i16' || !encoding || followingBias(node)) return undefined;
-  return imitateWideProduct(node, integersOf(weight, math), encoding.scale, math);
+  const type = node.input(0).encoding?.dtype;
+  if (!type || !encoding || followingBias(node)) return undefined;
+  const product = type === 'i16' ? imitateWideProduct : imitateNarrowProduct;
+  return product(node, integersOf(weight, math), encoding.scale, math);
 }
 
 function integersIn(weight: Value): Tensor {

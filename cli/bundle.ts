@@ -1,14 +1,17 @@
+import { existsSync, statSync } from 'node:fs';
 import type { Argv } from 'yargs';
 import { NpucError } from '../compiler/errors.ts';
 import { createProgress, progressMode } from '../compiler/progress.ts';
 import type { Command } from './commands.ts';
 import { numberFlag, textFlag } from './flags.ts';
+import type { LitertLmAgreement, TokenAgreement } from './jobs/bundle-litertlm.ts';
 import { formatBytes } from './render-plan.ts';
 
 interface BundleArguments {
-  readonly action: 'genie' | 'check';
+  readonly action: 'genie' | 'litertlm' | 'check';
   readonly folder: string;
   readonly out?: string;
+  readonly tokenizer?: string;
   readonly unshared: boolean;
   readonly verify: boolean;
   readonly prompt: string;
@@ -26,16 +29,21 @@ export const bundleCommand: Command = {
     args
       .positional('action', {
         type: 'string',
-        choices: ['genie', 'check'],
+        choices: ['genie', 'litertlm', 'check'],
         demandOption: true,
-        describe: 'genie: from an output folder with a qnn target; check: an existing bundle',
+        describe:
+          'genie: from an output folder with a qnn target; litertlm: from one with --profile litert-lm; check: an existing bundle',
       })
       .positional('folder', {
         type: 'string',
         demandOption: true,
         describe: 'output folder of npuc compile, or a bundle',
       })
-      .option('out', textFlag('folder of the bundle', { alias: 'o' }))
+      .option('out', textFlag('folder of a Genie bundle, or the .litertlm file', { alias: 'o' }))
+      .option(
+        'tokenizer',
+        textFlag("litertlm: a tokenizer.json or a SentencePiece model in the place of the checkpoint's"),
+      )
       .option('unshared', {
         type: 'boolean',
         default: false,
@@ -44,7 +52,7 @@ export const bundleCommand: Command = {
       .option('verify', {
         type: 'boolean',
         default: false,
-        describe: 'run the bundle in libGenie and compare every token with npuc generate',
+        describe: 'run the bundle in libGenie or LiteRT-LM and compare every token with npuc generate',
       })
       .option('prompt', textFlag('prompt of --verify', { alias: 'p', default: 'Once upon a time' }))
       .option(
@@ -53,12 +61,19 @@ export const bundleCommand: Command = {
       )
       .option('force', { type: 'boolean', default: false, describe: 'replace a folder that npuc did not make' })
       .example('$0 bundle genie build/ --out genie/', '')
-      .example('$0 bundle genie build/ --out genie-x86/ --unshared --verify', ''),
+      .example('$0 bundle genie build/ --out genie-x86/ --unshared --verify', '')
+      .example('$0 bundle litertlm build/ --out model.litertlm --verify --max-tokens 64', '')
+      .example('$0 bundle check model.litertlm', ''),
   run: async (args: BundleArguments) => {
     const print = (lines: readonly string[], data: unknown): number => {
       process.stdout.write(args.json ? `${JSON.stringify(data)}\n` : `${lines.join('\n')}\n`);
       return 0;
     };
+    if (args.action === 'check' && (args.folder.endsWith('.litertlm') || isFile(args.folder))) {
+      const { requireWholeLitertLm } = await import('../targets/tflite/check-litertlm.ts');
+      const warnings = requireWholeLitertLm(args.folder);
+      return print([...warnings, `${args.folder} is whole`], { warnings });
+    }
     if (args.action === 'check') {
       const { checkGenieBundle } = await import('../targets/qnn/check-genie.ts');
       const { requireToolchain } = await import('../targets/qnn/toolchain.ts');
@@ -68,6 +83,25 @@ export const bundleCommand: Command = {
     if (args.out === undefined)
       throw new NpucError('CL001', { message: '--out is missing', hint: 'npuc bundle --help' });
     const progress = createProgress(progressMode(args.quiet));
+    if (args.action === 'litertlm') {
+      const { bundleLitertLm } = await import('./jobs/bundle-litertlm.ts');
+      const { bundle, warnings, verified } = await bundleLitertLm({
+        folder: args.folder,
+        out: args.out,
+        force: args.force,
+        ...(args.tokenizer === undefined ? {} : { tokenizer: args.tokenizer }),
+        ...(args.verify ? { verify: { prompt: args.prompt, tokens: args.maxTokens } } : {}),
+        note: (line) => progress.stage(line),
+      });
+      progress.finish();
+      const lines = [
+        `${args.out}  ${formatBytes(bundle.byteLength)}  sha256 ${bundle.sha256}`,
+        ...warnings,
+        ...(verified ? describeVerified(verified) : []),
+        `litert-lm run ${args.out} --backend cpu`,
+      ];
+      return print(lines, { bundle, warnings, ...(verified ? { verified } : {}) });
+    }
     const { bundleGenie } = await import('./jobs/bundle-genie.ts');
     const result = await bundleGenie({
       folder: args.folder,
@@ -88,3 +122,15 @@ export const bundleCommand: Command = {
     return print(lines, result);
   },
 };
+
+function isFile(path: string): boolean {
+  return existsSync(path) && statSync(path).isFile();
+}
+
+function describeVerified({ ids, text, native, js }: LitertLmAgreement): string[] {
+  const lines = [native, js].map(({ engine, differing, gap }: TokenAgreement) => {
+    const agree = `${ids.length - differing.length} of ${ids.length} tokens are npuc generate's own on ${engine}`;
+    return differing.length === 0 ? agree : `${agree}, the others within ${gap.toPrecision(3)} of its best logit`;
+  });
+  return [`LiteRT-LM writes: ${text}`, ...lines];
+}

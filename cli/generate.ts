@@ -15,6 +15,7 @@ interface GenerateArguments {
   readonly topP: number;
   readonly seed: number;
   readonly cache?: number;
+  readonly engine?: 'litert' | 'litert-lm';
   readonly json: boolean;
 }
 
@@ -53,11 +54,19 @@ export const generateCommand: Command = {
         'cache',
         countFlag('cache', 'use graphs of this cache size only (default: moves to a larger one when full)'),
       )
+      .option('engine', {
+        type: 'string',
+        choices: ['litert', 'litert-lm'],
+        describe: "run TFLite files in that toolchain's native LiteRT instead of LiteRT.js",
+      })
       .example('$0 generate build/ --target tflite --prompt "The capital of France is"', '')
       .example('$0 generate build/ --target qnn --cache 512 --prompt "Once upon a time"', ''),
   run: async (args: GenerateArguments) => {
     const { openCompiled } = await import('./jobs/open-compiled.ts');
-    const { session, tokenizer, target } = await openCompiled(args.folder, args.target);
+    if (args.engine !== undefined && args.target !== undefined && args.target !== 'tflite')
+      throw new NpucError('CL001', { message: `--engine ${args.engine} runs TFLite files`, hint: '--target tflite' });
+    const wanted = args.target ?? (args.engine === undefined ? undefined : 'tflite');
+    const { session, tokenizer, target } = await openCompiled(args.folder, wanted, args.engine);
     try {
       if (args.cache !== undefined) session.pinCache(args.cache);
       const text = args.chat

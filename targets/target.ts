@@ -147,6 +147,8 @@ export interface OpenOptions {
   readonly openOnnx?: OpenEngine;
   readonly toolchain?: Toolchain;
   readonly soc?: Soc;
+  /** A native library that runs TFLite files in the place of LiteRT.js, and what it is called. */
+  readonly litert?: { readonly library: string; readonly engine: string };
 }
 
 /** Encodings of a manifest's integer ports. */

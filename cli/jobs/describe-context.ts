@@ -5,7 +5,7 @@ import { type ContextInfo, type ContextTensor, readContextBinaries } from '../..
 import { findToolchain, requireToolchain } from '../../targets/qnn/toolchain.ts';
 import { socOfNumber } from '../../targets/socs.ts';
 import { formatBytes } from '../render-plan.ts';
-import type { Description } from './describe-file.ts';
+import type { Description } from './description.ts';
 
 /**
  * What an HTP context binary holds, its ports included. No model is needed.

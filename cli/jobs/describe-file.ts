@@ -11,36 +11,22 @@ import { describeClaims } from '../../evaluation/describe-npu.ts';
 import { isModelManifest, isOutputFolder, readAnyManifest } from '../../targets/manifest.ts';
 import type { ModelTargetManifest } from '../../targets/model-target.ts';
 import type { ManifestTarget, TargetName } from '../../targets/target.ts';
-import { isCompiled } from '../../targets/tflite/model.ts';
-import { type DispatchedSignature, readDispatch } from '../../targets/tflite/npu/read-dispatch.ts';
-import { printTflite } from '../../targets/tflite/print.ts';
-import { readTflite } from '../../targets/tflite/read.ts';
-import { operatorName, tensorTypeName } from '../../targets/tflite/schema-enums.ts';
 import { formatBytes } from '../render-plan.ts';
 import { describeBinaries, describeContext } from './describe-context.ts';
+import { describeLitertLm } from './describe-litertlm.ts';
 import { describeSharedWeights } from './describe-sharing.ts';
-
-/** What `npuc inspect` says of a file: lines for people and the same as data. */
-export interface Description {
-  readonly kind: 'onnx' | 'tflite' | 'context-binary' | 'checkpoint' | 'compiled';
-  readonly data: unknown;
-  readonly lines: readonly string[];
-}
+import { describeTfliteModel } from './describe-tflite.ts';
+import { countBy, type Description } from './description.ts';
 
 /** @throws CL001 for a file of no known kind */
 export async function describePath(path: string, asText: boolean): Promise<Description> {
   if (isOutputFolder(path)) return await describeCompiled(path);
   if (path.endsWith('.onnx')) return describeOnnx(path, asText);
   if (path.endsWith('.tflite')) return describeTflite(path, asText);
+  if (path.endsWith('.litertlm')) return describeLitertLm(path, asText);
   if (asText) throw new NpucError('CL001', { message: '--text prints ONNX and TFLite models only', where: path });
   if (path.endsWith('.bin') && !path.endsWith('pytorch_model.bin')) return await describeContext(path);
   return await describeCheckpoint(path);
-}
-
-function countBy(names: Iterable<string>): [string, number][] {
-  const counts = new Map<string, number>();
-  for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1);
-  return [...counts].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
 }
 
 function describeOnnx(path: string, asText: boolean): Description {
@@ -98,74 +84,10 @@ function allNodes(graph: Graph): Module['graphs'][number]['nodes'] {
 function describeTflite(path: string, asText: boolean): Description {
   const file = new FileSource(path);
   try {
-    const bytes = file.size;
-    const model = readTflite(file, path);
-    if (asText)
-      return { kind: 'tflite', data: { text: printTflite(model) }, lines: printTflite(model).trimEnd().split('\n') };
-    const subgraphs = model.subgraphs.map((graph) => ({
-      name: graph.name ?? '',
-      ops: Object.fromEntries(countBy(graph.operators.map((operator) => operatorName(operator.code)))),
-      types: Object.fromEntries(countBy(graph.tensors.map((tensor) => tensorTypeName(tensor.type)))),
-    }));
-    const port = (subgraph: number, { name, tensor }: { name: string; tensor: number }): string => {
-      const { type, shape } = model.subgraphs[subgraph]!.tensors[tensor]!;
-      return `${name} ${tensorTypeName(type)}[${shape.join(',')}]`;
-    };
-    const signatures = model.signatures.map((signature) => ({
-      key: signature.key,
-      inputs: signature.inputs.map((each) => port(signature.subgraph, each)),
-      outputs: signature.outputs.map((each) => port(signature.subgraph, each)),
-    }));
-    // A composite has a body of its own for every use: a line for all of one name.
-    const bodies = new Map<number, string>();
-    for (const { options2 } of model.subgraphs.flatMap((graph) => graph.operators)) {
-      if (options2?.kind === 'StableHLOCompositeOptions')
-        bodies.set(options2.decompositionSubgraphIndex ?? 0, options2.name ?? '');
-    }
-    const list = (counts: Readonly<Record<string, number>>): string =>
-      Object.entries(counts)
-        .map(([name, count]) => `${name} ${count}`)
-        .join(', ');
-    const composites = countBy([...bodies.values()]).map(([name, count]) => {
-      const [first] = [...bodies].find(([, each]) => each === name)!;
-      return `  composite ${name}  ${count} bodies of ${list(subgraphs[first]!.ops)}`;
-    });
-    const dispatched = isCompiled(model) ? readDispatch(model, bytes) : undefined;
-    const constant = model.buffers.reduce((sum, buffer) => sum + (buffer?.byteLength ?? 0), 0);
-    return {
-      kind: 'tflite',
-      data: { bytes, constantBytes: constant, subgraphs, signatures, ...(dispatched ? { npu: dispatched } : {}) },
-      lines: [
-        `tflite ${basename(path)}  ${formatBytes(bytes)}, constants ${formatBytes(constant)} in ${model.buffers.length} buffers`,
-        ...subgraphs
-          .filter((_, index) => !bodies.has(index))
-          .flatMap((graph) => [
-            `  subgraph ${graph.name}`,
-            `    ${list(graph.ops)}`,
-            `    tensors ${list(graph.types)}`,
-          ]),
-        ...composites,
-        ...signatures.flatMap((signature) => [
-          `  signature ${signature.key}`,
-          ...signature.inputs.map((each) => `    in   ${each}`),
-          ...signature.outputs.map((each) => `    out  ${each}`),
-        ]),
-        ...(dispatched ?? []).flatMap(describeDispatched),
-      ],
-    };
+    return describeTfliteModel(file, path, asText);
   } finally {
     file.close();
   }
-}
-
-/** What a vendor's plugin compiled of a signature: the byte code of each partition, and what stays on the CPU. */
-function describeDispatched({ name, partitions, left }: DispatchedSignature): string[] {
-  const parts = partitions.map(
-    ({ name: graph, offset, size, inputs, outputs }) =>
-      `    ${graph}  ${formatBytes(size)} of byte code at ${offset}, ${inputs.length} inputs, ${outputs.length} outputs`,
-  );
-  const ops = countBy(left.map(({ op }) => op)).map(([op, count]) => `${op} ${count}`);
-  return [`  compiled ${name}`, ...parts, ...(ops.length > 0 ? [`    on the CPU: ${ops.join(', ')}`] : [])];
 }
 
 async function describeCheckpoint(path: string): Promise<Description> {

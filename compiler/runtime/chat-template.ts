@@ -65,6 +65,16 @@ export function renderChatTemplate(
   }
 }
 
+/** Why a text is no Jinja template; undefined when it is one. */
+export function refuseChatTemplate(template: string): string | undefined {
+  try {
+    parse(tokenize(template, { lstrip_blocks: true, trim_blocks: true }));
+    return undefined;
+  } catch (cause) {
+    return (cause as Error).message;
+  }
+}
+
 const MAX_RANGE = 1_000_000;
 
 function countRange(start: number, stop?: number, step = 1): number[] {

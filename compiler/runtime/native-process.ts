@@ -49,7 +49,7 @@ export function spawnChild(
   parameters: readonly string[],
   libraries: string,
   workFolder: string = tmpdir(),
-  entry: 'native-host' | 'genie-host' | 'litert-host' = 'native-host',
+  entry: 'native-host' | 'genie-host' | 'litert-host' | 'litert-lm-host' | 'litert-native-host' = 'native-host',
 ): StartedChild {
   const folder = mkdtempSync(join(workFolder, '.npuc-native-'));
   // A file, not a pipe: it is complete when an answer arrives, survives a crash, and no verbose log can block the child.

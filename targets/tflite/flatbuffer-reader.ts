@@ -2,7 +2,7 @@ import { NpucError } from '../../compiler/errors.ts';
 import type { TypedArray } from '../../compiler/ir/dtype.ts';
 import { type ByteSource, SourceBytes } from './byte-source.ts';
 import {
-  FILE_IDENTIFIER,
+  FILE_IDENTIFIERS,
   type Field,
   SCALAR_BYTES,
   type ScalarType,
@@ -15,7 +15,7 @@ import {
  * Reads a FlatBuffer by the schema's tables. `bytes` fields are not read: the result holds ranges of the source.
  * Every offset is checked against the source. References may overlap in a lying file, so the work is bounded by the size
  * of the file and not by what it claims.
- * @throws IO003 when the bytes are not a TFLite FlatBuffer; TF105 when they use members this schema does not know
+ * @throws IO003 when the bytes are not such a FlatBuffer; TF105 when they use members this schema does not know
  */
 export function readFlatBuffer<T extends TableName>(source: ByteSource, root: T): TableValue<T> {
   return new Reader(source).root(root) as TableValue<T>;
@@ -60,9 +60,10 @@ class Reader {
 
   root(table: TableName): Record<string, unknown> {
     if (this.#source.size < 8) throw malformed(`${this.#source.size} bytes are too few for a FlatBuffer`);
+    const wanted = FILE_IDENTIFIERS[table];
     const identifier = String.fromCharCode(...this.#source.read(4, 4));
-    if (identifier !== FILE_IDENTIFIER) {
-      throw malformed(`the file identifier is ${JSON.stringify(identifier)}, not ${FILE_IDENTIFIER}`);
+    if (wanted !== undefined && identifier !== wanted) {
+      throw malformed(`the file identifier is ${JSON.stringify(identifier)}, not ${wanted}`);
     }
     return this.#table(table, this.#reference(0));
   }

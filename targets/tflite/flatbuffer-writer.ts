@@ -2,7 +2,7 @@ import { Builder } from 'flatbuffers';
 import { NpucError } from '../../compiler/errors.ts';
 import {
   type BufferBytes,
-  FILE_IDENTIFIER,
+  FILE_IDENTIFIERS,
   type Field,
   SCALAR_BYTES,
   type ScalarType,
@@ -55,7 +55,7 @@ class Writer {
   finish(table: TableName, value: Readonly<Record<string, unknown>>): FlatBuffer {
     // Makes the head a multiple of 16 long, so that alignment counted from its end is alignment in the file.
     this.#builder.prep(DATA_ALIGNMENT, 0);
-    this.#builder.finish(this.#table(table, value), FILE_IDENTIFIER);
+    this.#builder.finish(this.#table(table, value), FILE_IDENTIFIERS[table]);
     const head = this.#builder.asUint8Array();
     const byteLength = head.byteLength + this.#tail;
     if (byteLength > REACH) {

@@ -29,7 +29,10 @@ export class Lowering {
   /** The input of each cache, by its input and its output. */
   readonly #caches: ReadonlyMap<Value, Value>;
 
-  constructor(graph: Graph, parts: ModelParts) {
+  readonly form: DecoderPortForm;
+
+  constructor(graph: Graph, parts: ModelParts, form: DecoderPortForm) {
+    this.form = form;
     this.builder = new SubgraphBuilder(graph.name, parts.pool);
     this.parts = parts;
     this.#caches = new Map(

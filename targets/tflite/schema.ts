@@ -1,3 +1,4 @@
+import { BUNDLE_TABLES, BUNDLE_VALUES } from './schema-bundle.ts';
 import { BUILTIN_OPTIONS, BUILTIN_OPTIONS_2 } from './schema-options.ts';
 
 /**
@@ -95,7 +96,7 @@ const CORE = {
   },
 } as const;
 
-export const TABLES = { ...CORE, ...BUILTIN_OPTIONS, ...BUILTIN_OPTIONS_2 };
+export const TABLES = { ...CORE, ...BUILTIN_OPTIONS, ...BUILTIN_OPTIONS_2, ...BUNDLE_TABLES, ...BUNDLE_VALUES };
 
 /** Members of each union; the position, counted from 1, is the code. */
 export const UNIONS = {
@@ -103,10 +104,11 @@ export const UNIONS = {
   SparseIndexVector: ['Int32Vector', 'Uint16Vector', 'Uint8Vector'],
   BuiltinOptions: Object.keys(BUILTIN_OPTIONS) as (keyof typeof BUILTIN_OPTIONS)[],
   BuiltinOptions2: Object.keys(BUILTIN_OPTIONS_2) as (keyof typeof BUILTIN_OPTIONS_2)[],
+  BundleValue: Object.keys(BUNDLE_VALUES) as (keyof typeof BUNDLE_VALUES)[],
 } as const;
 
-/** The four bytes after the root offset. */
-export const FILE_IDENTIFIER = 'TFL3';
+/** The four bytes after the root offset, of roots that have any. */
+export const FILE_IDENTIFIERS: Readonly<Partial<Record<TableName, string>>> = { Model: 'TFL3' };
 
 export type TableName = keyof typeof TABLES;
 export type UnionName = keyof typeof UNIONS;

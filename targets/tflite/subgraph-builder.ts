@@ -205,6 +205,13 @@ export function typeOf(value: Value): TensorTypeCode {
   return typeCode(value.encoding?.dtype ?? value.dtype, value.name);
 }
 
+/** The type of elements that a TFLite type stands for. @throws TF202 */
+export function dtypeOf(type: number, where: string): DType {
+  const found = Object.entries(TYPES).find(([, code]) => code === type);
+  if (found) return found[0] as DType;
+  throw new NpucError('TF202', { message: `a tensor of the TFLite type ${type} cannot be fed`, where });
+}
+
 /** The TFLite type of elements. @throws TF202 */
 export function typeCode(dtype: DType, where: string): TensorTypeCode {
   const type = TYPES[dtype];

@@ -22,6 +22,7 @@ import {
 import { lowerGraphs } from './lower-graph.ts';
 import type { DecoderPortForm } from './lowering.ts';
 import type { TfliteModel } from './model.ts';
+import { openNative } from './open-native.ts';
 import { shardDecoder } from './shard-decoder.ts';
 import { encodeTflite, writeTflite } from './write.ts';
 
@@ -103,11 +104,13 @@ export const tfliteTarget: DecoderTarget = {
       files: [...files(MODEL), ...(quantized ? files(QUANTIZED) : []), ...(rows ? [EMBEDDING] : [])],
     };
   },
-  async open(folder, target): Promise<DecoderSession> {
+  async open(folder, target, { litert }): Promise<DecoderSession> {
     const embedding = openTable(folder, target);
     const models = new Map<string, LitertModel>();
     for (const { file } of listParts(target.graphs)) {
-      if (!models.has(file)) models.set(file, await loadLitert(join(folder, file)));
+      if (models.has(file)) continue;
+      const path = join(folder, file);
+      models.set(file, await (litert ? openNative(path, litert) : loadLitert(path)));
     }
     const open = (file: string, entry: string): Runner => runnerOf(models.get(file)!, entry, embedding);
     return new DecoderSession({

@@ -6,7 +6,9 @@ import { BuiltinOperator, operatorName, TensorType, tensorTypeName } from '../..
 /** Every slot, type, default and code, one a line, sorted. */
 function listing(): string {
   const lines: string[] = [];
-  for (const table of Object.keys(TABLES) as TableName[]) {
+  // The header of .litertlm files is of another schema.
+  const own = ([name]: [string, unknown]): boolean => !name.startsWith('Bundle');
+  for (const [table] of Object.entries(TABLES).filter(own) as [TableName, unknown][]) {
     const { slots, fields } = tableLayout(table);
     lines.push(`${table} slots ${slots}`);
     for (const field of fields) {
@@ -18,7 +20,7 @@ function listing(): string {
       else lines.push(`${place} ${field.kind === 'bytes' ? 'u8[]' : field.kind}`);
     }
   }
-  for (const [union, members] of Object.entries(UNIONS)) {
+  for (const [union, members] of Object.entries(UNIONS).filter(own)) {
     members.forEach((member, i) => {
       lines.push(`${union} ${member} = ${i + 1}`);
     });

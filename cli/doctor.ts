@@ -67,8 +67,8 @@ async function tryToolchain(status: ToolchainStatus): Promise<Finding> {
   }
   if (!chosen) return { ...finding, note: `npuc toolchain use ${name} --version ${version} chooses it` };
   if (name === 'litert-lm') return { ...finding, note: 'npuc bundle litertlm --verify runs bundles with it' };
-  if (name === 'litert') return { ...finding, note: 'npuc compile --npu compiles TFLite files for NPUs with it' };
   try {
+    if (name === 'litert') return { ...finding, note: await tryPlugins() };
     const { testToolchain } = await import('../targets/qnn/self-test.ts');
     const { decibels, seconds } = await testToolchain(requireToolchain(name, version));
     const figures = `a MatMul compiled and simulated in ${seconds.toFixed(1)} s, ${decibels.toFixed(1)} dB`;
@@ -77,6 +77,16 @@ async function tryToolchain(status: ToolchainStatus): Promise<Finding> {
     if (!(error instanceof NpucError)) throw error;
     return { ...finding, ok: false, note: `${error.code} ${error.message}` };
   }
+}
+
+/** What LiteRT's plugins made of one MatMul. @throws what they throw */
+async function tryPlugins(): Promise<string> {
+  const started = performance.now();
+  const { testPlugins } = await import('./jobs/test-plugins.ts');
+  const reports = await testPlugins();
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  const each = reports.map(({ vendor, runs }) => `${vendor} ${runs[0]!.sqnr.toFixed(1)} dB`);
+  return `compile --npu: a MatMul compiled and run in ${seconds} s, ${each.join(', ')} from LiteRT`;
 }
 
 async function tryLitert(): Promise<Finding> {

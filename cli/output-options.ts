@@ -54,7 +54,7 @@ export function outputOptions(
 
 /** @throws CL001, TG001 for vendors and SoCs, QN001, QN002 and TF303 for what is missing */
 function npuOptions(
-  { npu, npuClaims, npuSdk }: CompileConfig,
+  { npu, npuClaims, npuSdk, profile }: CompileConfig,
   targets: readonly TargetName[],
   soc: Soc,
 ): NpuOptions | undefined {
@@ -66,6 +66,13 @@ function npuOptions(
     throw new NpucError('CL001', {
       message: '--npu is for the tflite target, which is not asked for',
       hint: 'add --target tflite',
+    });
+  }
+  if (profile === 'litert-lm') {
+    throw new NpucError('CL001', {
+      message:
+        '--npu has nothing to compile: graphs of --profile litert-lm update their caches, which no plugin takes whole',
+      hint: '--profile npu, or mediatek',
     });
   }
   const requests = [...new Map(npu.map((text) => parseNpu(text, soc)).map((each) => [describe(each), each])).values()];

@@ -20,6 +20,7 @@ test.each([
   ['a vendor without a plugin', ['--npu', 'qualcom'], 'CL001', /did you mean qualcomm\?/],
   ['a SoC that the plugin does not know', ['--npu', 'openvino:XYZ'], 'TG001', /LNL, PTL/],
   ['flags about nothing', ['--npu-claims'], 'CL001', /which is not given/],
+  ['graphs that no plugin takes', ['--npu', 'openvino', '--profile', 'litert-lm'], 'CL001', /--profile npu/],
   ['a scheme without 16-bit activations', ['--profile', 'mediatek', '--scheme', 'w8a8'], 'CL001', /w8a16/],
 ])('%s', async (_, flags, code, hint) => {
   const out = join(work, 'bad');
@@ -52,6 +53,13 @@ describe.skipIf(!hasPlugins)('with the plugins', () => {
       expect(stderr).toMatch(/--npu-claims/);
     }
   });
+
+  test('doctor compiles one operator with each plugin', async () => {
+    const { stdout } = await runNpuc(['doctor']);
+    const [, openvino, qualcomm] = /litert .*openvino ([\d.]+) dB, qualcomm ([\d.]+) dB from LiteRT/.exec(stdout) ?? [];
+    expect(Number(openvino)).toBeGreaterThan(40);
+    expect(Number(qualcomm)).toBeGreaterThan(60);
+  }, 30_000);
 
   test('compiles, runs, reports, inspects; the command in the report asks for the same', async () => {
     const out = join(work, 'good');

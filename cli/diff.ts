@@ -3,6 +3,7 @@ import { defaultText, readTokens, startTokens } from '../calibration/texts.ts';
 import { NpucError } from '../compiler/errors.ts';
 import { createProgress, type Progress, progressMode } from '../compiler/progress.ts';
 import type { BuildDiff } from '../evaluation/diff/compare-builds.ts';
+import type { RunComparison } from '../evaluation/diff/run-artifacts.ts';
 import type { LogitReport } from '../evaluation/logits.ts';
 import type { Command } from './commands.ts';
 import { numberFlag, textFlag } from './flags.ts';
@@ -94,13 +95,25 @@ async function compareViews(args: DiffArguments, progress: Progress): Promise<Bu
   progress.stage('read both sides');
   const [a, b] = [await openView(args.reference, args.quiet), await openView(args.other, args.quiet)];
   const { compareBuilds } = await import('../evaluation/diff/compare-builds.ts');
-  const diff = compareBuilds(a, b);
+  const both = [args.reference, args.other].every((name) => name.endsWith('.onnx'));
+  const run = both && args.evaluate !== 'none' ? await runBoth(args, progress) : undefined;
+  const diff = compareBuilds(a, b, run);
   if (args.html !== undefined) {
     const { renderDiffHtml } = await import('../evaluation/diff/render-diff-html.ts');
     const { writeWhole } = await import('./jobs/check.ts');
     writeWhole(args.html, renderDiffHtml(diff));
   }
   return diff;
+}
+
+/** Two ONNX files on the same made-up inputs. */
+async function runBoth(args: DiffArguments, progress: Progress): Promise<RunComparison | undefined> {
+  const { runArtifacts } = await import('../evaluation/diff/run-artifacts.ts');
+  progress.stage('run both sides');
+  const run = await runArtifacts(args.reference, args.other);
+  if (!run)
+    progress.note('the values were not compared: shapes are not fixed, inputs differ, or the runtime refuses a side');
+  return run;
 }
 
 interface Runs {

@@ -119,7 +119,8 @@ function sourceOf(
   return source;
 }
 
-function permute({ shape, data }: RealTensor, order: readonly number[]): Float32Array {
+/** Elements with axis i of the result being axis order[i] of the tensor, row-major. */
+export function permute({ shape, data }: RealTensor, order: readonly number[]): Float32Array {
   const strides = stridesOf(shape);
   const moved = order.map((axis) => shape[axis]!);
   return Float32Array.from(data, (_, i) => data[sourceOf(i, moved, order, strides)]!);

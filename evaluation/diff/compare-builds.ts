@@ -1,6 +1,7 @@
 import { NpucError } from '../../compiler/errors.ts';
 import { type AlignedComparison, compareAligned, type RealTensor } from './align-values.ts';
 import type { BuildView, ViewFigure, ViewValue, ViewWeight } from './build-view.ts';
+import type { RunComparison } from './run-artifacts.ts';
 
 export interface FactRow {
   readonly name: string;
@@ -18,6 +19,8 @@ export interface ValueRow {
   readonly delta?: number;
   /** Of the step: 2 is a range twice as wide in the same type. */
   readonly scaleRatio?: number;
+  /** b against a, where both were run on the same inputs: layout and scale undone. */
+  readonly numbers?: AlignedComparison;
   readonly changed: boolean;
 }
 
@@ -63,16 +66,21 @@ export interface BuildDiff {
 const SAME_SCALE = 1e-5;
 /** dB that differ by less did not change. */
 const SAME_DB = 0.05;
+/** dB from which two floats are the same but for the order of sums. */
+const SAME_NUMBERS = 100;
 const BINS = 32;
 /** Elements of a weight above which its numbers are not compared: 64 MiB of floats on either side. */
 const MOST_ELEMENTS = 2 ** 24;
 
 /**
  * Compares two builds: values and weights by the names that passes carried on.
+ * @param run values of both on the same inputs, where they were run
  * @throws CK005 when they have no value, weight, operator or figure in common
  */
-export function compareBuilds(a: BuildView, b: BuildView): BuildDiff {
-  const values = pair(a.values, b.values).map(([left, right]): ValueRow => compareValue(left, right));
+export function compareBuilds(a: BuildView, b: BuildView, run: RunComparison = new Map()): BuildDiff {
+  const values = pair(addRun(a.values, run), addRun(b.values, run)).map(
+    ([left, right]): ValueRow => compareValue(left, right, run.get((left ?? right)!.name)),
+  );
   const weights = pair(a.weights, b.weights).map(([left, right]): WeightRow => compareWeight(left, right));
   const quality = pair(a.quality, b.quality).map(
     ([left, right]): QualityRow => ({
@@ -135,7 +143,17 @@ function pair<T extends { readonly name: string }>(
   return pairs;
 }
 
-function compareValue(a: ViewValue | undefined, b: ViewValue | undefined): ValueRow {
+/** Values that only a run knows stand behind those that a view knows. */
+function addRun(values: readonly ViewValue[], run: RunComparison): ViewValue[] {
+  const known = new Set(values.map(({ name }) => name));
+  return [...values, ...[...run.keys()].filter((name) => !known.has(name)).map((name) => ({ name, from: [] }))];
+}
+
+function compareValue(
+  a: ViewValue | undefined,
+  b: ViewValue | undefined,
+  numbers: AlignedComparison | undefined,
+): ValueRow {
   const { name, from } = (a ?? b)!;
   const delta = a?.sqnr === undefined || b?.sqnr === undefined ? undefined : difference(b.sqnr, a.sqnr);
   const [left, right] = [a?.encoding, b?.encoding];
@@ -148,10 +166,12 @@ function compareValue(a: ViewValue | undefined, b: ViewValue | undefined): Value
     ...(b ? { b } : {}),
     ...(delta === undefined ? {} : { delta }),
     ...(scaleRatio === undefined ? {} : { scaleRatio }),
+    ...(numbers ? { numbers } : {}),
     changed:
       !a ||
       !b ||
       other ||
+      (numbers !== undefined && numbers.sqnr < SAME_NUMBERS) ||
       (scaleRatio !== undefined && Math.abs(scaleRatio - 1) > SAME_SCALE) ||
       (delta !== undefined && !(Math.abs(delta) <= SAME_DB)),
   };

@@ -51,7 +51,8 @@ export function signed(bytes: number): string {
 
 /** The rows that lost most, then those that only one side has, then those that changed in another way. */
 export function rankRows(rows: readonly ValueRow[]): ValueRow[] {
-  const key = ({ delta, a, b }: ValueRow): number => (delta !== undefined ? delta : a && b ? 1e6 : 1e3);
+  const key = ({ delta, numbers, a, b }: ValueRow): number =>
+    delta !== undefined ? delta : numbers ? numbers.sqnr : a && b ? 1e6 : 1e3;
   return rows.filter(({ changed }) => changed).sort((x, y) => key(x) - key(y));
 }
 

@@ -72,13 +72,13 @@ function renderValues({ values }: BuildDiff): Markup {
   return html`<section><h2>Values, side by side</h2>
 <p class="about">${formatCount(changed)} of ${formatCount(values.length)} changed, in order of computation${
     rows.length < values.length && `; ${formatCount(values.length - rows.length)} that did not change are left out`
-  }. Matched by the names that passes carry on, whatever a target calls its ports.</p>
+  }. Matched by the names that passes carry on, whatever a target calls its ports. Numbers: b against a on the same inputs, where both were run, whatever the layout of either.</p>
 <p class="filter js-only"><label>Find <input type="search" data-filter="values" placeholder="layers.2 u8 changed"></label> <span data-count="values"></span></p>
-<div class="scroll"><table class="sortable" id="values"><thead><tr><th scope="col">value</th><th scope="col">a</th><th scope="col">b</th><th scope="col" class="n">step b / a</th><th scope="col" class="n">dB a</th><th scope="col" class="n">dB b</th><th scope="col" class="n">difference</th><th scope="col">state</th></tr></thead>
+<div class="scroll"><table class="sortable" id="values"><thead><tr><th scope="col">value</th><th scope="col">a</th><th scope="col">b</th><th scope="col" class="n">step b / a</th><th scope="col" class="n">dB a</th><th scope="col" class="n">dB b</th><th scope="col" class="n">difference</th><th scope="col">numbers</th><th scope="col">state</th></tr></thead>
 <tbody>${rows.map(renderValue)}</tbody></table></div></section>`;
 }
 
-function renderValue({ name, from, a, b, delta, scaleRatio, changed }: ValueRow): Markup {
+function renderValue({ name, from, a, b, delta, scaleRatio, numbers, changed }: ValueRow): Markup {
   const state = !a ? 'only in b' : !b ? 'only in a' : changed ? 'changed' : 'same';
   const decibels = (value: number | undefined): Markup =>
     html`<td class="n" data-v="${sortKey(value)}">${value === undefined ? '' : formatDecibels(value).replace(' dB', '')}</td>`;
@@ -88,7 +88,7 @@ function renderValue({ name, from, a, b, delta, scaleRatio, changed }: ValueRow)
     scaleRatio === undefined ? '' : formatFigure(scaleRatio)
   }</td>${decibels(a?.sqnr)}${decibels(b?.sqnr)}<td class="n${delta !== undefined && delta < -1 ? ' low' : ''}" data-v="${sortKey(delta)}">${
     delta === undefined ? '' : `${delta > 0 ? '+' : ''}${delta.toFixed(1)}`
-  }</td><td>${state}</td></tr>`;
+  }</td><td>${numbers ? [formatDecibels(numbers.sqnr), ...describeAlignment(numbers)].join('; ') : ''}</td><td>${state}</td></tr>`;
 }
 
 function renderWeights({ weights }: BuildDiff): Markup {

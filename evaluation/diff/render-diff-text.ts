@@ -47,7 +47,7 @@ export function renderDiffText(diff: BuildDiff, colour: boolean): string {
     diff.ops.filter(({ a, b }) => a !== b).map(({ name, a, b }) => [name, String(a), String(b)]),
   );
   table(
-    ['value', 'a', 'b', 'dB a', 'dB b', 'difference'],
+    ['value', 'a', 'b', 'dB a', 'dB b', 'difference', 'b against a'],
     rankRows(diff.values).map((row) => [
       row.name,
       describeEncoding(row.a),
@@ -55,6 +55,7 @@ export function renderDiffText(diff: BuildDiff, colour: boolean): string {
       formatDecibels(row.a?.sqnr).replace(' dB', ''),
       formatDecibels(row.b?.sqnr).replace(' dB', ''),
       row.delta === undefined ? '-' : row.delta.toFixed(1),
+      row.numbers ? [formatDecibels(row.numbers.sqnr), ...describeAlignment(row.numbers)].join(', ') : '-',
     ]),
   );
   table(

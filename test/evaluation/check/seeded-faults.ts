@@ -92,7 +92,8 @@ export interface SeededFault {
   readonly kind: string;
   /** A name that the culprit must be about. */
   readonly names: RegExp;
-  readonly layers: readonly number[];
+  /** Of the culprit. */
+  readonly layers: readonly number[] | 'all';
 }
 
 const LAYER = 2;
@@ -225,7 +226,7 @@ export const FAULTS: readonly SeededFault[] = [
     },
     kind: 'range',
     names: /^(new_(key|value)_\d|layers\.\d\.v_proj)$/,
-    layers: [0, 1, 2, 3],
+    layers: 'all',
   },
   {
     name: 'a fusion drops epsilon',
@@ -250,7 +251,7 @@ export const FAULTS: readonly SeededFault[] = [
     },
     kind: 'range',
     names: /scores\.masked$/,
-    layers: [0, 1, 2, 3],
+    layers: 'all',
   },
   {
     name: 'off-by-one RoPE position',

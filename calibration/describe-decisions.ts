@@ -1,9 +1,8 @@
 import { type Encoding, encodingForm, integerRange } from '../compiler/ir/encoding.ts';
 import type { Graph, Value } from '../compiler/ir/graph.ts';
 import { decoderSites, type Migration } from './migrate-outliers.ts';
-import type { Plan } from './plan.ts';
+import { type Plan, rangeOf } from './plan.ts';
 import { clampedValues } from './precision.ts';
-import { chooseRange } from './range.ts';
 import type { NumberFormat, Recipe } from './recipe.ts';
 import { movementRoot, type Statistics } from './statistics.ts';
 
@@ -139,7 +138,7 @@ function describeRange(encoding: Encoding, values: readonly Value[], inputs: Dec
     if (name === undefined || seen.has(name)) continue;
     const found = statistics.get(name)!;
     const { min, max, typical } = found;
-    const taken = chooseRange(found, recipe, bits);
+    const taken = rangeOf(value, recipe, bits, statistics)!;
     const other = taken.min !== min || taken.max !== max;
     seen.set(name, { value: name, min, max, typical, ...(other ? { taken: [taken.min, taken.max] as const } : {}) });
   }

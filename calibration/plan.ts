@@ -174,7 +174,8 @@ function fixedEncoding(group: ValueGroup, { format, opset }: PlanContext): Encod
   return first && encodings.every((other) => other && sameEncoding(first, other)) ? first : undefined;
 }
 
-function rangeOf(
+/** The range that a value's encoding must hold, by what calibration saw of it or of what it consists of. */
+export function rangeOf(
   value: Value,
   recipe: Recipe,
   bits: Bits,

@@ -10,12 +10,7 @@ const TYPICAL_SHARE = 128;
  * plenty: the recipe's headroom is added on either side for inputs that calibration has not seen, but no more than leaves
  * typical values their steps.
  */
-export function chooseRange(
-  seen: ValueStatistics,
-  recipe: Recipe,
-  bits: 8 | 16,
-  product = false,
-): { min: number; max: number } {
+export function chooseRange(seen: ValueStatistics, recipe: Recipe, bits: 8 | 16): { min: number; max: number } {
   // Always zero: no headroom, and no typical value.
   if (seen.min === 0 && seen.max === 0) return { min: 0, max: 0 };
   if (bits === 16) {

@@ -57,23 +57,34 @@ export function writeBaseline(measurement: Measurement, noise: NoiseFloor, budge
       const mean = weightedMean(series, m.predictions);
       return [`  ${title}: { value: ${real(show(mean))}, mean: ${real(mean)}, noise: ${real(noise.metrics[key]!)} }`];
     }),
-    'stages:',
-    ...m.stages.map(({ name, sqnr }) => `  ${quote(name)}: ${decibels(sqnr)}`),
+    ...section(
+      'stages',
+      m.stages.map(({ name, sqnr }) => `${quote(name)}: ${decibels(sqnr)}`),
+    ),
     'windows:',
     `  predictions: [${m.predictions.join(', ')}]`,
     ...METRICS.flatMap(({ key, title }) =>
       m.series[key] ? [`  ${title}: [${m.series[key].map(real).join(', ')}]`] : [],
     ),
-    'values:',
-    ...m.values.map((value) => `  ${quote(value.name)}: ${writeValue(value, noise.values.get(value.name)!)}`),
-    'weights:',
-    ...m.weights.map(
-      ({ name, form, scale, digest }) =>
-        `  ${quote(name)}: { form: ${quote(form)}, scale: ${real(scale)}, digest: ${JSON.stringify(digest)} }`,
+    ...section(
+      'values',
+      m.values.map((value) => `${quote(value.name)}: ${writeValue(value, noise.values.get(value.name)!)}`),
+    ),
+    ...section(
+      'weights',
+      m.weights.map(
+        ({ name, form, scale, digest }) =>
+          `${quote(name)}: { form: ${quote(form)}, scale: ${real(scale)}, digest: ${JSON.stringify(digest)} }`,
+      ),
     ),
     '',
   ];
   return HEAD + lines.join('\n');
+}
+
+/** A map of one line an entry; one without entries says that it is one. */
+function section(name: string, entries: readonly string[]): string[] {
+  return entries.length === 0 ? [`${name}: {}`] : [`${name}:`, ...entries.map((entry) => `  ${entry}`)];
 }
 
 function writeValue({ sqnr, cosine, rms, range, encoding }: MeasuredValue, noise: number): string {

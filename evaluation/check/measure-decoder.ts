@@ -358,6 +358,11 @@ function countBytes(decoder: QuantizedDecoder, config: DecoderConfig): Record<st
     const scales = encoding.scale.length * 4 + (encoding.blockScale?.length ?? 0);
     bytes[name.includes('embed') ? 'embedding' : 'weights'] += written + scales;
   }
+  if (decoder.recipe.scheme === 'fp16') {
+    for (const { name, data } of graph.values) {
+      if (data?.dtype === 'f16') bytes[name.includes('embed') ? 'embedding' : 'weights'] += data.byteLength;
+    }
+  }
   const bits = decoder.recipe.scheme === 'fp16' ? 32 : cacheBits(decoder.recipe, decoder.format);
   return { ...bytes, cache_per_token: (2 * config.layers * config.keyValueHeads * config.headDim * bits) / 8 };
 }

@@ -93,6 +93,28 @@ test(
   other ? 4 * HOUR : 600_000,
 );
 
+test.each([
+  ['tflite', 'w8a16'],
+  ['qnn', 'w8a8'],
+  ['onnx', 'fp16'],
+] as const)(
+  'the graph of %s at %s is measured in its own contract',
+  async (target, scheme) => {
+    const inputs = await checked.inputs({ scheme, target });
+    const { measurement } = await measureDecoder(inputs);
+    const noise = measureNoise(measurement, [measurement, measurement]);
+    const own = parseBaseline(writeBaseline(measurement, noise, {}), 'own.yaml');
+    expect(judge(own, measurement, 0).failed).toBe(false);
+    for (const { sqnr } of measurement.stages) expect(sqnr).toBeGreaterThan(100);
+    expect(measurement.series.divergence!.every((each) => each < 0.1)).toBe(true);
+    // Two bytes a weight, or about one.
+    expect(measurement.bytes.weights! / 2_361_600).toBeCloseTo(scheme === 'fp16' ? 2 : 1, 0);
+    if (scheme === 'fp16') expect(measurement.values).toEqual([]);
+    else expect(measurement.values.length).toBeGreaterThan(100);
+  },
+  180_000,
+);
+
 test('the same inputs give the same file', async () => {
   const again = await measureDecoder(await checked.inputs({ scheme: SCHEME }));
   const { noise } = baseline;

@@ -7,8 +7,10 @@ import { decomposeBatchNorm } from './decompose-batch-norm.ts';
 import { decomposeCumulativeSum } from './decompose-cumulative-sum.ts';
 import { decomposeEdgePad } from './decompose-edge-pad.ts';
 import { decomposeEinsum } from './decompose-einsum.ts';
+import { decomposeElements } from './decompose-elements.ts';
 import { decomposeGelu } from './decompose-gelu.ts';
 import { decomposeGemm, decomposeGeneralGemm } from './decompose-gemm.ts';
+import { decomposeGru, decomposeRnn } from './decompose-gru.ts';
 import { decomposeHardSigmoid } from './decompose-hard-sigmoid.ts';
 import { decomposeHardSwish } from './decompose-hard-swish.ts';
 import { decomposeInstanceNorm } from './decompose-instance-norm.ts';
@@ -17,10 +19,12 @@ import { decomposeLayerNorm } from './decompose-layer-norm.ts';
 import { decomposeLstm } from './decompose-lstm.ts';
 import { decomposeMeanVariance } from './decompose-mean-variance.ts';
 import { decomposeNearestResize } from './decompose-nearest-resize.ts';
+import { decomposeOneHot } from './decompose-one-hot.ts';
 import { decomposeReductions } from './decompose-reductions.ts';
 import { decomposeRmsNorm } from './decompose-rms-norm.ts';
 import { decomposeRope } from './decompose-rope.ts';
 import { decomposeSilu } from './decompose-silu.ts';
+import { decomposeThresholds } from './decompose-thresholds.ts';
 import { decomposeTrilu } from './decompose-trilu.ts';
 import { decomposeVariadic } from './decompose-variadic.ts';
 import { eliminateCommonSubexpressions } from './eliminate-common-subexpressions.ts';
@@ -94,7 +98,12 @@ export const lowerForTflite: readonly Pass[] = [
   fuseMatmulAdd, // a product of matrices and its bias are one operator
   decomposeGeneralGemm, // those that are not
   decomposeActivations,
+  decomposeThresholds,
   decomposeLstm,
+  decomposeGru,
+  decomposeRnn,
+  decomposeElements,
+  decomposeOneHot,
   decomposeBatchNorm, // what fuse left: those behind a convolution are in its weights
   decomposeLayerNorm,
   decomposeRmsNorm,
@@ -130,6 +139,11 @@ export const PASSES: ReadonlyMap<string, Pass> = new Map(
     decomposeInstanceNorm,
     decomposeL1Norm,
     decomposeLayerNorm,
+    decomposeElements,
+    decomposeGru,
+    decomposeOneHot,
+    decomposeRnn,
+    decomposeThresholds,
     decomposeLstm,
     decomposeMeanVariance,
     decomposeNearestResize,

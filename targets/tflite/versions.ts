@@ -95,6 +95,7 @@ const RULES = {
   EQUAL: byType(1, 2, 4),
   EXP: byType(1, 2, 2),
   FLOOR: () => 1,
+  FLOOR_MOD: byType(1, 2, 2),
   GATHER: forType(TensorType.BOOL, 3, byType(1, 2, 4)),
   GATHER_ND: forType(TensorType.BOOL, 5, byType(1, 1, 3)),
   GELU: byType(1, 2, 1),
@@ -130,6 +131,7 @@ const RULES = {
   RESIZE_NEAREST_NEIGHBOR: resizing,
   REVERSE_V2: byType(1, 3, 1),
   ROUND: () => 1,
+  SCATTER_ND: () => 1,
   SELECT_V2: () => 1,
   SIGN: forType(TensorType.INT32, 2, () => 1),
   SIN: () => 1,
@@ -139,6 +141,7 @@ const RULES = {
   SUM: byType(1, 2, 1),
   TANH: byType(1, 2, 3),
   TILE: byType(1, 3, 1),
+  TOPK_V2: byType(1, 2, 3),
   TRANSPOSE_CONV: () => 3,
   SUB: forType(TensorType.INT64, 4, whenSpread(4, 3, byType(1, 2, 5))),
   MUL: ([a, b], [out]) => {

@@ -41,6 +41,7 @@ export const KERNEL_FORMS: Readonly<Record<KernelName, Readonly<Record<8 | 16, K
   // At 16 bits the tables of EXP and LOG are off by 3 and 130 steps (measured against floats).
   EXP: NARROW,
   FLOOR: NONE,
+  FLOOR_MOD: NONE,
   FULLY_CONNECTED: ANY,
   GATHER: EQUAL,
   GATHER_ND: EQUAL,
@@ -83,6 +84,7 @@ export const KERNEL_FORMS: Readonly<Record<KernelName, Readonly<Record<8 | 16, K
   REVERSE_V2: EQUAL,
   ROUND: NONE,
   RSQRT: ANY,
+  SCATTER_ND: { 8: 'equal', 16: 'none' },
   SELECT_V2: EQUAL,
   SIGN: NONE,
   SIN: NONE,
@@ -96,6 +98,7 @@ export const KERNEL_FORMS: Readonly<Record<KernelName, Readonly<Record<8 | 16, K
   SUM: ANY,
   TANH: ANY,
   TILE: EQUAL,
+  TOPK_V2: EQUAL,
   TRANSPOSE: EQUAL,
   TRANSPOSE_CONV: ANY,
 };

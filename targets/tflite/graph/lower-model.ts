@@ -13,9 +13,10 @@ import { MOVEMENT } from './lower-movement.ts';
 import { PRODUCTS } from './lower-products.ts';
 import { REDUCTIONS } from './lower-reduce.ts';
 import { RESIZES } from './lower-resize.ts';
+import { SCATTERS } from './lower-scatter.ts';
 import { WINDOWS } from './lower-windows.ts';
 
-const OPS: GraphOps = { ...ELEMENTWISE, ...WINDOWS, ...MOVEMENT, ...RESIZES, ...REDUCTIONS, ...PRODUCTS };
+const OPS: GraphOps = { ...ELEMENTWISE, ...WINDOWS, ...MOVEMENT, ...RESIZES, ...REDUCTIONS, ...PRODUCTS, ...SCATTERS };
 
 /** A graph as a TFLite model, and what became of it. */
 export interface LoweredModel {

@@ -1,4 +1,5 @@
 import type { Node } from '../../../compiler/ir/graph.ts';
+import { elementCount, Tensor } from '../../../compiler/ir/tensor.ts';
 import { type ResizedAxis, resizedAxes, type Taps } from '../../../compiler/ops/resize.ts';
 import { quantizationOf, typeOf } from '../subgraph-builder.ts';
 import type { GraphLowering } from './graph-lowering.ts';
@@ -97,8 +98,8 @@ function refuseResize(node: Node): string | undefined {
   if (axes.some(({ taps }) => taps.some(({ outside }) => outside))) return 'Resize that reaches outside of the input';
   if (isNearest(node)) return undefined;
   if (isImage(node, axes) && modeFor(axes, false)) return undefined;
-  const mode = node.string('mode', 'nearest');
-  return `Resize of mode ${mode} with ${node.string('coordinate_transformation_mode', 'half_pixel')} coordinates`;
+  // What no operator computes is a product with the table of weights.
+  return undefined;
 }
 
 function lowerResize(node: Node, lowering: GraphLowering): void {
@@ -111,7 +112,7 @@ function lowerResize(node: Node, lowering: GraphLowering): void {
     return;
   }
   if (!mode) {
-    gatherAxes(node, axes, lowering);
+    (nearest ? gatherAxes : multiplyAxes)(node, axes, lowering);
     return;
   }
   const image = (dims: readonly number[]): number[] => {
@@ -156,6 +157,40 @@ function gatherAxes(node: Node, axes: readonly ResizedAxis[], lowering: GraphLow
     lowering.run('GATHER', node, [tensor, places], next, { options, activations: [0] });
     tensor = next;
   });
+}
+
+/**
+ * Weights that no operator knows, cubic ones among them: BATCH_MATMUL of the weights [to, from] and of [from, all behind it],
+ * axis by axis, on floats.
+ */
+function multiplyAxes(node: Node, axes: readonly ResizedAxis[], lowering: GraphLowering): void {
+  const { builder } = lowering;
+  const output = node.output();
+  const order = lowering.orderIn(node, output);
+  let tensor = lowering.toFloat(lowering.input(node, 0));
+  axes.forEach(({ axis, from, taps }, i) => {
+    const { shape } = builder.tensor(tensor);
+    const place = placeOf(axis, order);
+    const [outer, inner] = [elementCount(shape.slice(0, place)), elementCount(shape.slice(place + 1))];
+    const table = new Float32Array(taps.length * from);
+    taps.forEach(({ indices, weights }, to) => {
+      indices.forEach((index, k) => {
+        table[to * from + index] = table[to * from + index]! + weights[k]!;
+      });
+    });
+    const matrix = builder.addConstant(`${output.name}.weights`, Tensor.of('f32', [1, taps.length, from], table));
+    const rows = lowering.reshape(tensor, [outer, from, inner], output.name);
+    const dims = shape.map((dim, at) => (at === place ? taps.length : dim));
+    const options = { kind: 'BatchMatMulOptions', adjX: false, adjY: false, asymmetricQuantizeInputs: false } as const;
+    const product = builder.addFloats(`${output.name}.product`, [outer, taps.length, inner]);
+    builder.addOperator('BATCH_MATMUL', [matrix, rows], [product], { options });
+    tensor = lowering.reshape(product, dims, output.name);
+    if (i < axes.length - 1 || !output.encoding) return;
+    const integers = builder.addTensor(output.name, typeOf(output), dims, quantizationOf(output.encoding, output.name));
+    builder.addQuantize(tensor, integers);
+    tensor = integers;
+  });
+  lowering.define(output, tensor, order);
 }
 
 export const RESIZES: GraphOps = {

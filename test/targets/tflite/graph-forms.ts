@@ -57,6 +57,20 @@ export const FORMS: Readonly<Record<string, string>> = {
   DepthToSpace: '%y = DepthToSpace(%x) {blocksize 2}',
   'DepthToSpace, CRD': '%y = DepthToSpace(%x) {blocksize 2, mode "CRD"}',
   SpaceToDepth: '%y = SpaceToDepth(%x) {blocksize 2}',
+  'Resize, cubic': resize('mode "cubic"'),
+  'TopK, rows': '%k : i64[1] = const [3]\n%y : f32[1,8,12,3], %i : i64[1,8,12,3] = TopK(%x, %k)\nout %y',
+  'TopK, channels, the smallest':
+    '%k : i64[1] = const [3]\n%y : f32[1,3,12,12], %i : i64[1,3,12,12] = TopK(%x, %k) {axis 1, largest 0}\nout %y',
+  'ScatterND, constant places':
+    'in %x : f32[6,5]\nin %u : f32[2,5]\n%i : i64[2,1] = const [4, -5]\n%y = ScatterND(%x, %i, %u)',
+  'ScatterND, sums':
+    'in %x : f32[6,5]\nin %u : f32[2,5]\n%i : i64[2,1] = const [4, 4]\n%y = ScatterND(%x, %i, %u) {reduction "add"}',
+  'GatherElements, constant places':
+    'in %x : f32[6,5]\n%i : i64[2,5] = const [0, 1, 2, 3, 4, 5, -1, -2, -3, -4]\n%y = GatherElements(%x, %i) {axis 0}',
+  Softplus: unary('Softplus'),
+  Selu: unary('Selu'),
+  GRU: `in %x : f32[3,1,6]\n%w : f32[1,12,6] = const rand(1, normal 0.3)\n%r : f32[1,12,4] = const rand(2, normal 0.3)\n%b : f32[1,24] = const rand(3, normal 0.3)\n%y : f32[3,1,1,4] = GRU(%x, %w, %r, %b) {hidden_size 4, linear_before_reset 1}`,
+  RNN: `in %x : f32[3,1,6]\n%w : f32[1,4,6] = const rand(1, normal 0.3)\n%r : f32[1,4,4] = const rand(2, normal 0.3)\n%y : f32[3,1,1,4] = RNN(%x, %w, %r) {hidden_size 4}`,
   Add: binary('Add'),
   Sub: binary('Sub'),
   Mul: binary('Mul'),

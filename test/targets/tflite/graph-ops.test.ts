@@ -14,6 +14,7 @@ const INTEGER = { float: undefined, w8a8: TensorType.INT8, w8a16: TensorType.INT
 const CHAINS: Readonly<Record<string, Partial<Record<FormScheme, number>>>> = {
   InstanceNormalization: { w8a8: 2 },
   'Pow, 3': { w8a16: 3 },
+  GRU: { w8a16: 3 },
 };
 
 describe.each(['float', 'w8a8', 'w8a16'] as const)(

@@ -1,6 +1,7 @@
 import type { TfliteModel, TfliteOperator, TfliteSubgraph } from '../model.ts';
 import type { BufferBytes } from '../schema.ts';
 import { BuiltinOperator, TensorType } from '../schema-enums.ts';
+import { readBuffer } from './read-buffer.ts';
 
 /** The version of CONV_2D that has groups (LiteRT's op_version.cc). */
 const GROUPED = 6;
@@ -68,7 +69,7 @@ function byChannel(source: BufferBytes, taps: number, channels: number): BufferB
   return {
     byteLength: source.byteLength,
     write: (sink) => {
-      const bytes = gather(source);
+      const bytes = readBuffer(source);
       sink(Uint8Array.from(bytes, (_, i) => bytes[(i % taps) * channels + Math.floor(i / taps)]!));
     },
   };
@@ -76,20 +77,9 @@ function byChannel(source: BufferBytes, taps: number, channels: number): BufferB
 
 /** Whether 32 bits hold every one of some 64-bit integers. */
 function fitsNarrowBias(source: BufferBytes): boolean {
-  const bytes = gather(source);
+  const bytes = readBuffer(source);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   return Array.from({ length: bytes.byteLength / 8 }, (_, i) => Number(view.getBigInt64(8 * i, true))).every(
     (sum) => sum === Math.max(-(2 ** 31), Math.min(2 ** 31 - 1, sum)),
   );
-}
-
-function gather(source: BufferBytes): Uint8Array {
-  if (source instanceof Uint8Array) return source;
-  const bytes = new Uint8Array(source.byteLength);
-  let position = 0;
-  source.write((chunk) => {
-    bytes.set(chunk, position);
-    position += chunk.byteLength;
-  });
-  return bytes;
 }

@@ -5,6 +5,7 @@ import type { PortForm } from '../lowering.ts';
 import type { TfliteModel } from '../model.ts';
 import { groupDepthwise } from './group-depthwise.ts';
 import { inlineComposites } from './inline-composites.ts';
+import { splitBlocks } from './split-blocks.ts';
 
 /** Vendors whose LiteRT compiler plugins are in the toolchain. */
 export const NPU_VENDORS = ['qualcomm', 'openvino', 'mediatek', 'samsung'] as const;
@@ -45,7 +46,7 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     socs: listSocs().flatMap(({ name }) => (name === 'QCS6490' ? [] : [name])),
     soc: 'SM8750',
     ports: 'quantized',
-    rewrite: groupDepthwise,
+    rewrite: (model) => groupDepthwise(splitBlocks(model)),
     about: 'the byte code is an HTP context, which the simulator executes',
   },
   openvino: {
@@ -57,7 +58,7 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     // With integer ports its CPU device refuses an 8-bit model: "does not support i16 for use with oneDNN".
     ports: 'float',
     // It reads odml.rms_norm over integers as one over floats and fails in its type check.
-    rewrite: inlineComposites,
+    rewrite: (model) => inlineComposites(splitBlocks(model)),
     about: "the byte code is OpenVINO's model for its CPU device: Intel's NPU compiler is part of the NPU's driver",
   },
   mediatek: {
@@ -69,6 +70,7 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     ],
     soc: 'mt6989',
     ports: 'quantized',
+    rewrite: splitBlocks,
     compiler: 'libneuron_adapter.so',
     about: "claims are those of the plugin's own list: MediaTek's compiler was not asked",
   },
@@ -78,6 +80,7 @@ export const VENDOR_FACTS: Readonly<Record<NpuVendor, VendorFacts>> = {
     socs: ['E9955', 'E9965'],
     soc: 'E9965',
     ports: 'quantized',
+    rewrite: splitBlocks,
     compiler: 'libgraph_wrapper.so',
     about: "claims are those of the plugin's own list: Samsung's compiler was not asked",
   },

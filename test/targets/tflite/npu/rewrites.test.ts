@@ -15,11 +15,13 @@ import { lowerGraphs } from '../../../../targets/tflite/lower-graph.ts';
 import type { TfliteModel } from '../../../../targets/tflite/model.ts';
 import { groupDepthwise } from '../../../../targets/tflite/npu/group-depthwise.ts';
 import { inlineComposites } from '../../../../targets/tflite/npu/inline-composites.ts';
+import { splitBlocks } from '../../../../targets/tflite/npu/split-blocks.ts';
 import { tapModel } from '../../../../targets/tflite/npu/tap-model.ts';
 import { operatorName } from '../../../../targets/tflite/schema-enums.ts';
 import { tfliteModelTarget } from '../../../../targets/tflite/tflite-model.ts';
 import { encodeTflite } from '../../../../targets/tflite/write.ts';
-import { makeBiasedDecoder } from '../../small-decoder.ts';
+import { demo } from '../../../cli/run-npuc.ts';
+import { makeBiasedDecoder, openSmallDecoder } from '../../small-decoder.ts';
 
 const DEPTHWISE = `npuir 1
 opset 21
@@ -32,7 +34,7 @@ graph @main
   out %y
 `;
 
-/** What a signature gives on integers in the whole range of its ports. */
+/** What a signature gives on integers in the whole range of its ports, or on floats up to 1. */
 async function run(model: TfliteModel, signature: string): Promise<Tensors> {
   const runner = await openLitert(encodeTflite(model), signature);
   try {
@@ -40,7 +42,10 @@ async function run(model: TfliteModel, signature: string): Promise<Tensors> {
     const feed = ({ dtype, shape }: { dtype: TensorData['dtype']; shape: readonly number[] }): TensorData => ({
       dtype,
       shape,
-      data: Int16Array.from({ length: elementCount(shape) }, () => Math.floor((next() * 2 - 1) * 20000)),
+      data:
+        dtype === 'f32'
+          ? Float32Array.from({ length: elementCount(shape) }, () => next() * 2 - 1)
+          : Int16Array.from({ length: elementCount(shape) }, () => Math.floor((next() * 2 - 1) * 20000)),
     });
     return await runner.run(Object.fromEntries(runner.inputs.map((port) => [port.name, feed(port)])));
   } finally {
@@ -119,4 +124,36 @@ describe('composites', () => {
     const row = [...(data as Int16Array).subarray(0, shape.at(-1))].reduce((sum, share) => sum + share, 0);
     expect(row / 32768).toBeCloseTo(1, 2);
   });
+});
+
+test('matrices of blocks are sums of products with the same integers and scales', async () => {
+  const decoder = await (await openSmallDecoder(demo)).quantize('dynamic-int4', 'tflite');
+  const requests = graphRequests({ tokens: [4], caches: [16] });
+  const model = lowerGraphs(
+    requests.map((request) => decoder.stamp(request).graph()),
+    'float',
+  );
+  const split = splitBlocks(model);
+  const blocks = ({ subgraphs }: TfliteModel): number =>
+    subgraphs.flatMap(({ tensors }) => tensors).filter(({ quantization }) => quantization?.details).length;
+  expect(blocks(model)).toBeGreaterThan(10);
+  const read = new Set(
+    split.subgraphs.flatMap(({ tensors, operators }) =>
+      operators.flatMap(({ inputs }) => inputs.map((input) => tensors[input])),
+    ),
+  );
+  expect([...read].filter((tensor) => tensor?.quantization?.details)).toEqual([]);
+  // Both signatures read one copy of every part.
+  const parts = (subgraph: number): number[] =>
+    split.subgraphs[subgraph]!.tensors.filter(({ name }) => / *\.of\./.test(name)).map(({ buffer }) => buffer);
+  expect(new Set([...parts(0), ...parts(1)]).size).toBe(Math.max(new Set(parts(0)).size, new Set(parts(1)).size));
+  const [whole, sums] = [await run(model, 'decode'), await run(split, 'decode')];
+  const difference = (name: string): number => {
+    const [a, b] = [whole[name]!.data as Float32Array, sums[name]!.data as Float32Array];
+    const signal = a.reduce((sum, value) => sum + value * value, 0);
+    return 10 * Math.log10(signal / a.reduce((sum, value, i) => sum + (value - b[i]!) ** 2, 0));
+  };
+  // LiteRT rounds the activations of every row to 8 bits: of a whole row, or of each part.
+  expect(difference('kv_slice_k_0')).toBeGreaterThan(35);
+  expect(difference('logits')).toBeGreaterThan(20);
 });

@@ -90,8 +90,9 @@ export const sweepCommand: Command = {
     const options = await sweepOptions(args);
     const { runPlan, runSweep } = await import('./jobs/sweep/run-sweep.ts');
     const { renderSweepText } = await import('../evaluation/sweep/render-sweep-text.ts');
+    const { spellFigures } = await import('../evaluation/write-report.ts');
     const report = await (args.plan ? runPlan(options) : runSweep(options));
-    process.stdout.write(args.json ? `${JSON.stringify(report)}\n` : renderSweepText(report));
+    process.stdout.write(args.json ? `${JSON.stringify(report, spellFigures)}\n` : renderSweepText(report));
     return report.budget?.impossible || report.points.some(({ failure }) => failure) ? 1 : 0;
   },
 };

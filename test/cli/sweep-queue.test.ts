@@ -105,7 +105,7 @@ describe.skipIf(!redisProgram)('a sweep over a queue', () => {
     } finally {
       await redis.kill();
     }
-  }, 180_000);
+  }, 300_000);
 
   test('Redis gone in mid-sweep: a coded error, nothing lost, and the sweep goes on when it is back', async () => {
     let redis = await startRedis();
@@ -135,7 +135,7 @@ describe.skipIf(!redisProgram)('a sweep over a queue', () => {
     } finally {
       await redis.kill();
     }
-  }, 180_000);
+  }, 300_000);
 
   test('errors of a worker are those of the sweep, and a worker with another checkpoint refuses', async () => {
     const redis = await startRedis();
@@ -174,7 +174,7 @@ describe.skipIf(!redisProgram)('a sweep over a queue', () => {
     } finally {
       await redis.kill();
     }
-  }, 120_000);
+  }, 240_000);
 
   test('a queue that is not there, and an address that is none', async () => {
     const gone = { url: 'redis://127.0.0.1:1', kill: async () => undefined };
@@ -184,5 +184,5 @@ describe.skipIf(!redisProgram)('a sweep over a queue', () => {
     expect(existsSync(join(work, 'none', 'sweep.lock'))).toBe(false);
     const wrong = await runNpuc(['worker', '--redis', 'http://host', '--store', work, '--json'], { env });
     expect(errorOf(wrong).code).toBe('CL001');
-  }, 60_000);
+  }, 120_000);
 });

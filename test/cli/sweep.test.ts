@@ -1,10 +1,24 @@
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
+import { cacheFolder } from '../../compiler/cache.ts';
 import type { SweepReport } from '../../evaluation/sweep/sweep-report.ts';
+import { toolchain } from '../targets/qnn/toolchain-or-skip.ts';
 import { demo, type Outcome, runNpuc } from './run-npuc.ts';
+
+// A sweep is several compiles, and the machine may do other work too.
+vi.setConfig({ testTimeout: 240_000 });
 
 let work: string;
 let cache: string;
@@ -12,6 +26,8 @@ beforeAll(() => {
   work = mkdtempSync(join(tmpdir(), 'npuc-sweep-'));
   // A cache folder of its own, so that what is quantized once is quantized here.
   cache = join(work, 'cache');
+  mkdirSync(cache);
+  if (toolchain) symlinkSync(cacheFolder('toolchains'), join(cache, 'toolchains'));
 });
 afterAll(() => rmSync(work, { recursive: true, force: true }));
 
@@ -242,11 +258,35 @@ describe('npuc sweep', () => {
     expect(readFileSync(join(other, 'sweep.json'), 'utf8')).toBe('{"kind":"sweep","format":99}');
   });
 
+  test.skipIf(!toolchain)(
+    'HTP: two SoCs of one class share every weight; binary, spill-fill and simulator join the plan',
+    async () => {
+      const args = ['--target', 'qnn', '--soc', 'SM8750,SM8650', '--scheme', 'w4a16', '--tokens', '8', '--cache', '32'];
+      const out = join(work, 'htp');
+      const rest = ['--calibration-windows', '2', '--evaluate', 'none', '--jobs', '2', '--out', out, '--json'];
+      const outcome = await runNpuc(['sweep', demo, ...args, ...rest], { env: { NPUC_CACHE: cache } });
+      expect(outcome.code).toBe(0);
+      const [first, second] = reportOf(outcome).points;
+      expect([first!.soc, second!.soc]).toEqual(['SM8750', 'SM8650']);
+      expect(first!.result!.weightsDigest).toBe(second!.result!.weightsDigest);
+      const quantized = reportOf(outcome).stages!.filter(({ name }) => name.startsWith('quantize'));
+      expect(quantized.map(({ jobs }) => jobs)).toEqual([1]);
+      for (const { plan, result } of [first!, second!]) {
+        expect(Math.abs(plan.artifactBytes / result!.artifactBytes - 1)).toBeLessThan(0.1);
+        expect(result!.spillFill!.prefill).toBeGreaterThanOrEqual(plan.spillFillBytes!);
+        expect(result!.simulator!.sqnr).toBeGreaterThan(25);
+        expect(result!.vendorCpuSeconds).toBeGreaterThan(0);
+        expect(result!.cpuSeconds).toBeGreaterThan(result!.vendorCpuSeconds);
+      }
+    },
+  );
+
   test('a text that says nothing is refused before any work', async () => {
     const empty = join(work, 'empty.txt');
     writeFileSync(empty, '');
     expect(errorOf(await sweep('empty', ['--evaluate', empty])).code).toBe('QT110');
     expect(errorOf(await sweep('empty', ['--calibrate', empty])).code).toBe('QT110');
+    expect(existsSync(join(work, 'empty'))).toBe(false);
   });
 
   test('a point that fails keeps its error, and the others go on', async () => {

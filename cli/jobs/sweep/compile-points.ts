@@ -105,11 +105,7 @@ export async function compilePoints(
     progress.note(`  ${describeJob(job)}: ${found ? 'known already' : describeResult(result)}`);
     return result;
   };
-  const report = (): void =>
-    onResult(
-      entries.map(({ point }) => point),
-      [...costs.values()],
-    );
+  const report = (): void => onResult(relateQuality(entries.map(({ point }) => point)), [...costs.values()]);
   try {
     await Promise.all(
       runnable.map(async (entry) => {

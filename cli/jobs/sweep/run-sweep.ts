@@ -15,23 +15,26 @@ import { NO_EVALUATION } from '../compile-decoder.ts';
 import { version } from '../version.ts';
 import { compilePoints, type PlannedPoint, readInputs } from './compile-points.ts';
 import { makePlanner, type PointRequest, planPoint } from './plan-points.ts';
-import { openSweepFolder } from './sweep-folder.ts';
+import { checkSweepFolder, openSweepFolder } from './sweep-folder.ts';
 import type { SweepOptions } from './sweep-options.ts';
 
 /** Every point's bytes, limits and estimated speed: nothing is calibrated or compiled. @throws IM, CL and SW errors */
 export async function runPlan(options: SweepOptions): Promise<SweepReport> {
-  options.progress.stage('plan');
+  const { out, force, progress } = options;
+  progress.stage('plan');
   const model = await openSource(options);
   try {
-    const folder = options.out === undefined ? undefined : openSweepFolder(options.out, options.force);
-    try {
-      const report = makeReport(options, model, planAll(options, model));
-      folder?.write(report);
-      options.progress.finish();
-      return report;
-    } finally {
-      folder?.close();
+    const report = makeReport(options, model, planAll(options, model));
+    if (out !== undefined) {
+      const folder = openSweepFolder(out, force);
+      try {
+        folder.write(report);
+      } finally {
+        folder.close();
+      }
     }
+    progress.finish();
+    return report;
   } finally {
     model.checkpoint.close();
   }
@@ -41,28 +44,32 @@ export async function runPlan(options: SweepOptions): Promise<SweepReport> {
  * Plans every point, then compiles them, each piece of work once: scales and integers per scheme, target and architecture class,
  * artifacts per point, a long text per scheme, target and cache. Whatever is done stays done: a sweep that was interrupted goes on
  * where it was. A point that fails keeps its error, and the others go on.
- * @throws IM, CL and SW errors before anything is compiled; SW005 when the queue is lost
+ * @throws IM, CL, QT and SW errors before anything is written; SW005 when the queue is lost
  */
 export async function runSweep(options: SweepOptions): Promise<SweepReport> {
-  const { progress } = options;
+  const { out = 'sweep', force, progress } = options;
   progress.stage('plan');
+  checkSweepFolder(out, force);
   const model = await openSource(options);
-  const folder = openSweepFolder(options.out ?? 'sweep', options.force);
   try {
     const planned = planAll(options, model);
     checkBudget(options, planned);
     const inputs = await readInputs(options, model);
-    const unfinished = { ...options, budget: undefined };
-    folder.write(makeReport(unfinished, model, planned));
-    const compiled = await compilePoints(options, planned, countWeights(model), inputs, folder.path, (points, stages) =>
-      folder.write(makeReport(unfinished, model, points, stages)),
-    );
-    const finished = makeReport(options, model, compiled.points, compiled.stages);
-    folder.write(finished);
-    progress.finish();
-    return finished;
+    const folder = openSweepFolder(out, force);
+    try {
+      const unfinished = { ...options, budget: undefined };
+      folder.write(makeReport(unfinished, model, planned));
+      const compiled = await compilePoints(options, planned, countWeights(model), inputs, out, (points, stages) =>
+        folder.write(makeReport(unfinished, model, points, stages)),
+      );
+      const finished = makeReport(options, model, compiled.points, compiled.stages);
+      folder.write(finished);
+      progress.finish();
+      return finished;
+    } finally {
+      folder.close();
+    }
   } finally {
-    folder.close();
     model.checkpoint.close();
   }
 }

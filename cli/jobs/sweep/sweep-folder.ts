@@ -35,7 +35,7 @@ const LOCK = 'sweep.lock';
  *   something else, IO002 when it cannot be written
  */
 export function openSweepFolder(path: string, force: boolean): SweepFolder {
-  checkFolder(path, force);
+  checkSweepFolder(path, force);
   try {
     mkdirSync(path, { recursive: true });
   } catch (cause) {
@@ -69,8 +69,8 @@ export function openSweepFolder(path: string, force: boolean): SweepFolder {
   };
 }
 
-/** @throws CL003, SW004 */
-function checkFolder(path: string, force: boolean): void {
+/** Whether a sweep may have the folder, apart from one that works in it now. @throws CL003, SW004 */
+export function checkSweepFolder(path: string, force: boolean): void {
   if (!existsSync(path)) return;
   let names: string[];
   try {

@@ -79,11 +79,19 @@ export async function bundleLitertLm(options: BundleLitertLmOptions): Promise<Bu
       ...(options.tokenizer === undefined ? {} : { tokenizer: options.tokenizer }),
     });
     note('check');
-    const warnings = requireWholeLitertLm(partial);
+    const warnings = requireWholeLitertLm(partial, out);
     let verified: LitertLmAgreement | undefined;
     if (options.verify && toolchain) {
       writeIdBundle(folder, manifest, ids);
-      verified = await verifyBundle({ folder, bundle: partial, idBundle: ids, ...options.verify, toolchain, note });
+      verified = await verifyBundle({
+        folder,
+        out,
+        bundle: partial,
+        idBundle: ids,
+        ...options.verify,
+        toolchain,
+        note,
+      });
     }
     renameSync(partial, out);
     return { bundle, warnings, ...(verified ? { verified } : {}) };
@@ -113,6 +121,8 @@ function checkReplaceable(out: string, force: boolean): void {
 
 interface VerifyOptions {
   readonly folder: string;
+  /** What messages call the bundle. */
+  readonly out: string;
   readonly bundle: string;
   /** The same model behind a tokenizer that spells ids. */
   readonly idBundle: string;
@@ -127,23 +137,34 @@ interface VerifyOptions {
  * @throws TF403 when it refuses the bundle, TF404 when it writes another text, RT202 when it crashes
  */
 async function verifyBundle(options: VerifyOptions): Promise<LitertLmAgreement> {
-  const { folder, prompt, tokens, toolchain, note } = options;
+  const { folder, out, prompt, tokens, toolchain, note } = options;
   note('run LiteRT-LM');
   const js = await openCompiled(folder, 'tflite');
   const { tokenizer } = js;
   try {
     const asked = tokenizer.encode(prompt, { addSpecialTokens: true });
     const spelled = asked.map((id) => `<${id}>`).join('');
-    const byIds = await runLitertLm(toolchain.library, options.idBundle, {
-      queries: [{ prompt: spelled, maxTokens: tokens }],
-    });
+    const byIds = await runLitertLm(
+      toolchain.library,
+      options.idBundle,
+      {
+        queries: [{ prompt: spelled, maxTokens: tokens }],
+      },
+      out,
+    );
     const all = [...byIds.answers[0]!.matchAll(/<(\d+)>/g)].map((match) => Number(match[1]));
     const end = all.findIndex((id) => tokenizer.eosIds.includes(id));
     const ids = end < 0 ? all : all.slice(0, end);
-    const byText = await runLitertLm(toolchain.library, options.bundle, {
-      texts: [prompt],
-      queries: [{ prompt, maxTokens: tokens }],
-    });
+    const byText = await runLitertLm(
+      toolchain.library,
+      options.bundle,
+      {
+        texts: [prompt],
+        queries: [{ prompt, maxTokens: tokens }],
+        chats: tokenizer.chatTemplate === undefined ? [] : [{ role: 'user', content: prompt }],
+      },
+      out,
+    );
     note('run npuc generate');
     const inJs = await followTokens(js.session, asked, ids);
     const native = await openCompiled(folder, 'tflite', 'litert-lm');
@@ -151,6 +172,7 @@ async function verifyBundle(options: VerifyOptions): Promise<LitertLmAgreement> 
     refuseDifference(options, tokenizer, ids, inNative);
     const text = byText.answers[0]!;
     refuseText(options, tokenizer, asked, byText.ids[0]!, ids, text);
+    if (byText.rendered.length > 0) refuseChat(options, tokenizer, byText.rendered[0]!);
     return { ids, text, native: inNative, js: inJs };
   } finally {
     await js.session.close();
@@ -179,7 +201,7 @@ export async function followTokens(
 }
 
 function refuseDifference(
-  { bundle }: VerifyOptions,
+  { out }: VerifyOptions,
   tokenizer: Tokenizer,
   ids: readonly number[],
   { differing, gap }: TokenAgreement,
@@ -190,13 +212,13 @@ function refuseDifference(
     message:
       `LiteRT-LM writes ${JSON.stringify(tokenizer.decode(ids))}: token ${at} of ${ids.length} is not the likeliest one ` +
       `(${gap.toFixed(4)} below it)`,
-    where: bundle,
+    where: out,
   });
 }
 
 /** What LiteRT-LM reads and writes with the bundle's own tokenizer must be what those ids are. */
 function refuseText(
-  { bundle, prompt }: VerifyOptions,
+  { out, prompt }: VerifyOptions,
   tokenizer: Tokenizer,
   asked: readonly number[],
   read: readonly number[],
@@ -207,7 +229,7 @@ function refuseText(
   const fail = (message: string): never => {
     throw new NpucError('TF404', {
       message,
-      where: bundle,
+      where: out,
       hint: "the bundle's tokenizer is not the checkpoint's, or LiteRT-LM treats it in another way",
     });
   };
@@ -217,4 +239,21 @@ function refuseText(
   const whole = tokenizer.decode([...asked, ...ids]);
   if (!whole.endsWith(text.trimStart()) || tokenizer.decode(ids).trim() !== text.trim())
     fail(`LiteRT-LM writes ${JSON.stringify(text)} for the tokens of ${JSON.stringify(tokenizer.decode(ids))}`);
+}
+
+/** What the prompt template makes of a first message: the start token apart, which the runtime adds by itself. */
+function refuseChat({ out, prompt }: VerifyOptions, tokenizer: Tokenizer, rendered: string): void {
+  const [start] = tokenizer.encode('', { addSpecialTokens: true });
+  const text = start === undefined ? undefined : tokenizer.tokenOf(start);
+  const ours = tokenizer.applyChatTemplate([{ role: 'user', content: prompt }], { addGenerationPrompt: true });
+  const wanted = text !== undefined && ours.startsWith(text) ? ours.slice(text.length) : ours;
+  if (rendered === wanted) return;
+  const twice = text !== undefined && rendered === ours;
+  throw new NpucError('TF404', {
+    message: twice
+      ? `the prompt template begins with ${text}, which LiteRT-LM puts before every text as well`
+      : `LiteRT-LM makes ${JSON.stringify(rendered)} of a message, the chat template ${JSON.stringify(wanted)}`,
+    where: out,
+    hint: 'write the special tokens of the template as bos_token and eos_token',
+  });
 }

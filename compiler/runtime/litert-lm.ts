@@ -24,18 +24,16 @@ export interface LitertLmAnswer {
 /**
  * Runs the real LiteRT-LM on the CPU in a child process.
  * @param library liblitert-lm
+ * @param where what messages call the bundle
  * @throws TF403 when it refuses the bundle or a question, with its own error lines; RT202 when it crashes
  */
 export async function runLitertLm(
   library: string,
   bundle: string,
   request: Partial<Omit<LitertLmRequest, 'bundle'>>,
-  signal?: AbortSignal,
+  where: string = bundle,
 ): Promise<LitertLmAnswer> {
-  signal?.throwIfAborted();
   const { child, socket, folder, exited } = spawnChild([library], '', undefined, 'litert-lm-host');
-  const abort = (): boolean => child.kill('SIGKILL');
-  signal?.addEventListener('abort', abort, { once: true });
   try {
     return await new Promise<LitertLmAnswer>((done, fail) => {
       const reader = new FrameReader<Answer>((answer) => {
@@ -44,7 +42,7 @@ export async function runLitertLm(
         fail(
           new NpucError('TF403', {
             message: [`LiteRT-LM ${answer.error}`, ...lines].join('\n'),
-            where: bundle,
+            where,
             hint: 'npuc bundle check says what is wrong with a bundle',
           }),
         );
@@ -61,7 +59,7 @@ export async function runLitertLm(
         fail(
           new NpucError('RT202', {
             message: [`LiteRT-LM's process ${how}`, ...errorLines(folder)].join('\n'),
-            where: bundle,
+            where,
             hint: 'npuc bundle check says what is wrong with a bundle',
           }),
         );
@@ -69,7 +67,6 @@ export async function runLitertLm(
       sendFrame(socket, { threads: 1, texts: [], queries: [], chats: [], ...request, bundle: resolve(bundle) });
     });
   } finally {
-    signal?.removeEventListener('abort', abort);
     socket.destroy();
     await exited;
   }

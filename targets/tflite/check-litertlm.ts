@@ -26,24 +26,25 @@ const REQUIRED = ['llm-metadata', 'tflite-model'] as const;
  * Checks a .litertlm file without running it: its sections, whether LiteRT-LM can take the tokenizer, whether vocabularies
  * agree, whether the signatures are what its executor asks for, stop tokens and the prompt template. LiteRT-LM itself says
  * little: a wrong vocabulary ends it in an index out of bounds, a missing stop token in endless text.
+ * @param name what messages call the file
  * @throws IO003 or TF105 when the file or a section cannot be read at all
  */
-export function checkLitertLm(path: string): LitertLmFindings {
+export function checkLitertLm(path: string, name: string = path): LitertLmFindings {
   const file = new FileSource(path);
   try {
-    return checkSections(readLitertLm(file), path);
+    return checkSections(readLitertLm(file), name);
   } finally {
     file.close();
   }
 }
 
 /** As checkLitertLm. @throws TF402 with every error that was found */
-export function requireWholeLitertLm(path: string): readonly string[] {
-  const { errors, warnings } = checkLitertLm(path);
+export function requireWholeLitertLm(path: string, name: string = path): readonly string[] {
+  const { errors, warnings } = checkLitertLm(path, name);
   if (errors.length === 0) return warnings;
   throw new NpucError('TF402', {
-    message: [`${path} cannot run in LiteRT-LM:`, ...errors.map((error) => `  ${error}`)].join('\n'),
-    where: path,
+    message: [`${name} cannot run in LiteRT-LM:`, ...errors.map((error) => `  ${error}`)].join('\n'),
+    where: name,
     hint: 'make the bundle again from a compiled folder: npuc bundle litertlm',
   });
 }

@@ -13,8 +13,36 @@ import { encodeHfTokenizer } from './litertlm-tokenizer.ts';
 /** What a section of the graphs is called: prefill and decode in one file. */
 export const MODEL_TYPE = 'tf_lite_prefill_decode';
 
-/** Ends what a checkpoint without a chat template is asked with: the texts as they are, one after the other. */
+/** What a checkpoint without a chat template is asked with: the texts as they are, one after the other. */
 const PLAIN_TEMPLATE = '{% for message in messages %}{{ message.content }}{% endfor %}';
+
+/**
+ * LiteRT-LM hands messages over with their content in parts, [{ type, text }]; most templates join texts with `+` and fail on
+ * a list (measured: "tried to use + operator on unsupported types string and sequence").
+ */
+const FLATTEN = [
+  '{%- set flat = namespace(messages=[]) -%}',
+  '{%- for message in messages -%}',
+  '{%- if message.content is string -%}',
+  '{%- set flat.messages = flat.messages + [message] -%}',
+  '{%- else -%}',
+  "{%- set flat.messages = flat.messages + [dict(message, content=message.content | map(attribute='text') | join(''))] -%}",
+  '{%- endif -%}',
+  '{%- endfor -%}',
+  '{%- set messages = flat.messages -%}',
+].join('');
+
+/**
+ * A checkpoint's template as LiteRT-LM has to see it: messages of plain texts, and the special tokens as variables, which the
+ * runtime does not give. The start token is empty where the runtime puts it before the text itself.
+ */
+function adaptTemplate(tokenizer: Tokenizer, hasStart: boolean): string {
+  const tokens = Object.entries(tokenizer.specialTokens).map(([name, text]) => {
+    const value = name === 'bos_token' && hasStart ? '' : text;
+    return `{%- set ${name} = ${JSON.stringify(value)} -%}`;
+  });
+  return [...tokens, FLATTEN, tokenizer.chatTemplate ?? PLAIN_TEMPLATE].join('');
+}
 
 export interface LitertLmOptions {
   /** A tokenizer to put into the bundle instead of the folder's: a tokenizer.json, or a SentencePiece model. */
@@ -139,7 +167,7 @@ function describeModel(
     sampler: samplerOf(generation),
     maxTokens: target.protocol.cache,
     modelType: 'generic_model',
-    template: tokenizer.chatTemplate ?? PLAIN_TEMPLATE,
+    template: adaptTemplate(tokenizer, added.length === 1),
   };
 }
 

@@ -139,7 +139,7 @@ function isLastAxis(node: Node, axis: number): boolean {
 
 /**
  * LiteRT's 16-bit kernel looks exp up in a table that ends at exp(-10) and never gives 0: a thousand hidden slots of a cache
- * take 3 % of the sum, and what lies in them leaks into the result. On its CPU the floats in between are exact, and faster.
+ * take 6 % of the sum, and what lies in them leaks into the result. On its CPU the floats in between are exact, and faster.
  */
 function lowerSoftmax(node: Node, lowering: Lowering): void {
   const { builder } = lowering;

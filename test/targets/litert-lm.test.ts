@@ -7,7 +7,7 @@ import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { loadLitert } from '../../compiler/runtime/litert.ts';
 import { runLitertLm } from '../../compiler/runtime/litert-lm.ts';
 import type { Tensors } from '../../compiler/runtime/runner.ts';
-import { describeFile, type Manifest, writeManifest } from '../../targets/manifest.ts';
+import { describeFile, type Manifest, readManifest, writeManifest } from '../../targets/manifest.ts';
 import type { ManifestTarget } from '../../targets/target.ts';
 import { tfliteTarget } from '../../targets/tflite/tflite-target.ts';
 import { litertLm } from './litert-lm-or-skip.ts';
@@ -57,6 +57,15 @@ async function compile(small: SmallDecoder, scheme: string): Promise<Compiled> {
   return { folder, target, step: decoder.plan.activations.get('logits')?.encoding.scale[0] ?? 0 };
 }
 
+/** Gives a compiled folder a chat template. */
+function addTemplate(folder: string, template: string): void {
+  const name = 'chat_template.jinja';
+  writeFileSync(join(folder, name), template);
+  const manifest = readManifest(folder);
+  const files = [...manifest.files.filter(({ path }) => path !== name), describeFile(folder, name)];
+  writeManifest(folder, { ...manifest, files });
+}
+
 /**
  * How far LiteRT-LM's choice may be from the best logit of LiteRT.js, in steps of the logits. Where weights or activations
  * are integers of 8 bits, WebAssembly and x86 round single elements of the same kernels differently (docs/litert-lm.md).
@@ -102,6 +111,25 @@ describe.skipIf(!litertLm).each(CHECKPOINTS)('LiteRT-LM runs $name', ({ source }
     expect(verified!.ids.length).toBeGreaterThan(8);
     expect(verified!.native.differing).toEqual([]);
     expect(verified!.js.gap).toBeLessThanOrEqual(1e-3);
+  }, 60_000);
+
+  test('a chat is put into the template as we do it, with the special tokens it names', async () => {
+    const { folder } = await compile(small, 'fp16');
+    const template =
+      "{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + '] ' + message['content'] + eos_token }}" +
+      "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}";
+    addTemplate(folder, template);
+    const verify = { prompt: 'a "b" <c>\nd', tokens: 4 };
+    const bundle = (out: string) =>
+      bundleLitertLm({ folder, out: join(folder, out), force: false, verify, note: () => {} });
+    expect((await bundle('model.litertlm')).verified!.ids.length).toBeGreaterThan(0);
+    // The start token is there twice when a template spells it out.
+    addTemplate(
+      folder,
+      template.replace('{{ bos_token }}', small.model!.checkpoint.tokenizer!.specialTokens.bos_token!),
+    );
+    await expect(bundle('other.litertlm')).rejects.toMatchObject({ code: 'TF404' });
+    expect(readdirSync(folder)).not.toContain('other.litertlm');
   }, 60_000);
 
   test('a bundle that it cannot run is an error with its own words', async () => {

@@ -36,6 +36,8 @@ export interface EmitModelContext {
   readonly out: string;
   readonly soc: Soc;
   readonly threads: number;
+  /** Whether TFLite ports are floats or integers; floats when absent. */
+  readonly io?: 'float' | 'quantized';
   readonly toolchain?: Toolchain;
   readonly signal?: AbortSignal;
   /** Version of AIMET's encodings file, where the target writes one. */

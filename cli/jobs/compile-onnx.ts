@@ -298,6 +298,7 @@ async function emitTarget(
     out,
     soc,
     threads: options.threads,
+    io: options.io,
     encodings: options.outputs.encodings,
     ...(toolchain ? { toolchain } : {}),
   });
@@ -329,6 +330,7 @@ function reproduceModelCommand(options: CompileOptions, bind: readonly string[])
   if (options.calibrationText !== defaultText('calibration')) flags.push('--calibrate', options.calibrationText);
   const { dlc, encodings, given, npu } = options.outputs;
   if (given) flags.push('--encodings-in', given.path);
+  if (options.io !== 'float') flags.push('--io', options.io);
   if (encodings !== '1.0') flags.push('--encodings', encodings);
   if (dlc) flags.push('--dlc');
   for (const [name, value] of npuFlags(npu)) flags.push(`--${name}`, ...(value === '' ? [] : [value]));

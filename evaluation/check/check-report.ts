@@ -67,6 +67,13 @@ export function describeOutcome(report: CheckReport): string {
   return `Regression in ${parts.join(' and ')}.`;
 }
 
+/** Lines of the recipe that are not the baseline's, whether or not they cost anything. */
+export function changedRecipe({ measurement, baseline }: CheckReport): string[] {
+  const [now, before] = [measurement.recipe, baseline.measurement.recipe] as unknown as Record<string, unknown>[];
+  const keys = [...new Set([...Object.keys(before!), ...Object.keys(now!)])];
+  return keys.filter((key) => JSON.stringify(now![key]) !== JSON.stringify(before![key]));
+}
+
 /** The recipe's own words for a source of error. */
 export const SOURCE_NAMES = {
   weights: 'rounding of weights',

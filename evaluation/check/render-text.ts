@@ -1,6 +1,6 @@
 import colors from 'picocolors';
 import { formatBytes, formatDecibels, formatShare } from '../format-figures.ts';
-import { type CheckReport, describeOutcome, listFailures, SOURCE_NAMES } from './check-report.ts';
+import { type CheckReport, changedRecipe, describeOutcome, listFailures, SOURCE_NAMES } from './check-report.ts';
 import type { MetricRow } from './judge.ts';
 
 /** Values that are listed; the files have all. */
@@ -50,6 +50,8 @@ export function renderCheckText(report: CheckReport, colour: boolean): string {
   ];
   if (baseline.measurement.engine !== measurement.engine)
     lines.push(`the baseline was measured with ${baseline.measurement.engine}, this with ${measurement.engine}`);
+  const changed = changedRecipe(report);
+  if (changed.length > 0) lines.push(`the recipe is not that of the baseline: ${changed.join(', ')}`);
   const failures = listFailures(report).filter(({ kind }) => kind !== 'metric');
   if (failures.length > 0) lines.push('');
   for (const { message, timesNoise, from } of failures.slice(0, SHOWN)) {

@@ -27,6 +27,8 @@ const PROBE = 4096;
 const MOST_AXES = 5;
 /** A factor this near to one is no change of scale. */
 const SAME_SCALE = 0.02;
+/** dB under which two values are not the same one at another scale. */
+const ALIKE_DB = 10;
 
 /**
  * Compares a value with another of the same elements that may lie in another order (NCHW for NHWC, a transposed weight) and
@@ -54,7 +56,7 @@ export function compareAligned(reference: RealTensor, other: RealTensor): Aligne
 export function describeAlignment({ permutation, gain, sqnr, scaledSqnr }: AlignedComparison): string[] {
   return [
     ...(permutation ? [`axes in the order ${permutation.join(', ')}`] : []),
-    ...(Math.abs(gain - 1) > SAME_SCALE && scaledSqnr - sqnr > 3
+    ...(Math.abs(gain - 1) > SAME_SCALE && scaledSqnr - sqnr > 3 && scaledSqnr > ALIKE_DB
       ? [`${(1 / gain).toFixed(3)} times as large: ${scaledSqnr.toFixed(1)} dB but for that`]
       : []),
   ];

@@ -100,3 +100,36 @@ test('inputs that are not the same, and shapes that are not fixed, are not run',
   const free = write('free.onnx', CHANNELS_FIRST.replaceAll('[1,4,4,4]', '[n,4,4,4]'));
   expect(await runArtifacts(free, free)).toBeUndefined();
 });
+
+test('where saturation does the work of an activation, its quantized value is compared with it', async () => {
+  const float = `npuir 1
+ir 10
+opset 21
+
+graph @main
+  in %x : f32[4,8]
+  %w : f32[8,8] = const rand(1, uniform -0.5 0.5)
+  %product : f32[4,8] = MatMul(%x, %w)
+  %act : f32[4,8] = Relu(%product)
+  out %act
+`;
+  // The converter left the Relu out: unsigned integers with zero 0 clamp as it does.
+  const integer = `npuir 1
+ir 10
+opset 21
+
+graph @main
+  in %x : f32[4,8]
+  %w : f32[8,8] = const rand(1, uniform -0.5 0.5)
+  %scale : f32[] = const 0.01
+  %zero : u8[] = const 0
+  %act : f32[4,8] = MatMul(%x, %w)
+  %act.q : u8[4,8] = QuantizeLinear(%act, %scale, %zero)
+  %act.out : f32[4,8] = DequantizeLinear(%act.q, %scale, %zero)
+  out %act.out
+`;
+  const run = (await runArtifacts(write('relu.onnx', float), write('clamped.onnx', integer)))!;
+  // Steps of 0.01 in values of about 0.5.
+  expect(run.get('act')!.sqnr).toBeGreaterThan(35);
+  expect(run.get('act')!.sqnr).toBeLessThan(60);
+});

@@ -7,6 +7,7 @@ import { recipeOf } from './compile.ts';
 import { type CompileConfig, mergeConfig, readConfig } from './config.ts';
 import { countFlag, listFlag, numberFlag, textFlag } from './flags.ts';
 import { quote } from './jobs/reproduce-command.ts';
+import { checkAddress } from './jobs/sweep/queue.ts';
 import type { Executor, SweepOptions } from './jobs/sweep/sweep-options.ts';
 
 interface SweepArguments extends Partial<Omit<CompileConfig, 'soc' | 'scheme'>> {
@@ -173,5 +174,5 @@ function executorOf({ executor, redis, queue, store }: SweepArguments): Executor
   }
   if (redis === undefined) return refuse('--executor bullmq needs --redis', '--redis redis://host:6379');
   if (store === undefined) return refuse('--executor bullmq needs --store', 'a folder that all workers see');
-  return { kind: 'bullmq', redis, queue: queue ?? 'npuc-sweep' };
+  return { kind: 'bullmq', redis: checkAddress(redis), queue: queue ?? 'npuc-sweep' };
 }

@@ -114,6 +114,7 @@ describe('npuc sweep --plan', () => {
     [['--executor', 'bullmq'], 2, 'CL001'],
     [['--redis', 'redis://localhost'], 2, 'CL001'],
     [['--executor', 'bullmq', '--redis', 'redis://localhost'], 2, 'CL001'],
+    [['--executor', 'bullmq', '--redis', 'localhost', '--store', 'x'], 2, 'CL001'],
     [['--positions', 'nowhere'], 2, 'CL001'],
   ])('%j: exit code %i, %s', async (args, code, error) => {
     const outcome = await runNpuc(['sweep', demo, '--plan', '--json', ...args]);
@@ -179,6 +180,9 @@ describe('npuc sweep', () => {
     expect(again.code).toBe(0);
     expect(reportOf(again).points).toHaveLength(6);
     expect(again.stderr.match(/known already/g)).toHaveLength(7);
+    // What is evaluated is no part of what was compiled.
+    const unevaluated = await sweep('all', ['--evaluate', 'none']);
+    expect(unevaluated.stderr.match(/known already/g)).toHaveLength(5);
     // A damaged artifact is not taken for one.
     const { result } = reportOf(again).points[0]!;
     const { sha256 } = result!.files.find(({ path }) => path.endsWith('.tflite'))!;

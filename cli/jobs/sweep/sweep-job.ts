@@ -72,7 +72,7 @@ export function keyOf(job: SweepJob, inputs: JobInputs): string {
   } = job.config;
   const rest = { ...job, config: job.kind === 'evaluate' ? config : { ...config, evalTokens: undefined } };
   const { evaluation, ...always } = inputs;
-  const read = job.kind === 'quantize' ? always : { ...always, evaluation };
+  const read = job.kind === 'evaluate' ? { ...always, evaluation } : always;
   return createHash('sha256')
     .update(JSON.stringify([FORMAT, version(), rest, read]))
     .digest('hex');

@@ -89,7 +89,8 @@ export async function migrateOutliers(
   if (recipe.migration === 0) return result;
   for (const site of sites) {
     const channels = result.statistics.get(site.value)?.channels;
-    if (!channels) continue;
+    // A product with a bound has it for all of its channels alike.
+    if (!channels || weights.has(site.readers[0]!.replace(/weight$/, 'outliers.bound'))) continue;
     const { scales, exponent } =
       known?.get(site.value) ??
       (recipe.migration === 'search'
@@ -202,8 +203,7 @@ function applyScales(
   } else {
     weights.set(
       site.before.weight,
-      // Outlier channels that are apart come after the site's own.
-      scaleRows(weights.get(site.before.weight)!, (row) => 1 / (scales[row] ?? 1), undefined),
+      scaleRows(weights.get(site.before.weight)!, (row) => 1 / scales[row]!, undefined),
     );
     const bias = site.before.weight.replace(/weight$/, 'bias');
     const tensor = weights.get(bias);
@@ -213,7 +213,7 @@ function applyScales(
         Tensor.of(
           'f32',
           tensor.shape,
-          tensor.toFloats().map((value, k) => value / (scales[k] ?? 1)),
+          tensor.toFloats().map((value, k) => value / scales[k]!),
         ),
       );
     for (const name of site.before.values) if (statistics.has(name)) divide(name);
@@ -247,10 +247,9 @@ function scaleRows(
 function divideStatistics(seen: ValueStatistics, scales: Float32Array): ValueStatistics {
   const channels = seen.channels;
   if (!channels) return seen;
-  const divisor = (k: number): number => scales[k] ?? 1;
-  const min = channels.min.map((value, k) => value / divisor(k));
-  const max = channels.max.map((value, k) => value / divisor(k));
-  const meanSquare = channels.meanSquare.map((value, k) => value / divisor(k) ** 2);
+  const min = channels.min.map((value, k) => value / scales[k]!);
+  const max = channels.max.map((value, k) => value / scales[k]!);
+  const meanSquare = channels.meanSquare.map((value, k) => value / (scales[k]! * scales[k]!));
   const before = Math.sqrt(channels.meanSquare.reduce((a, b) => a + b, 0));
   const after = Math.sqrt(meanSquare.reduce((a, b) => a + b, 0));
   return {

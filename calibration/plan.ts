@@ -184,7 +184,13 @@ export function rangeOf(
   if (value.data) return rangeOfConstant(value);
   const root = movementRoot(value);
   const seen = statistics.get(root.name) ?? statistics.get(root.name.replace(/(\.(wide|as8|as16|right))+$/, ''));
-  return seen && withinBounds(root, chooseRange(seen, recipe, bits));
+  return seen && withinBounds(root, chooseRange(seen, recipe, bits, isProduct(root)));
+}
+
+/** Whether a value is the product of two computed ones, with bounds or without. */
+function isProduct({ producer }: Value): boolean {
+  if (producer?.op === 'Clip') return isProduct(producer.input(0));
+  return producer?.op === 'Mul' && producer.inputs.every((input) => input && isReal(input) && !input.data);
 }
 
 /** No headroom beyond the constant bounds of a Clip. */

@@ -113,7 +113,13 @@ export async function quantizeGraph(inputs: QuantizeGraphInputs): Promise<Quanti
     ...widthOverrides(float.graph(), format),
     ...(given ? widthsOf(given.encodings, float.graph(), recipe) : []),
   ];
-  const measured: Recipe = { ...recipe, overrides, headroom: HEADROOM, promoteBelow: Number.NEGATIVE_INFINITY };
+  const measured: Recipe = {
+    ...recipe,
+    overrides,
+    headroom: HEADROOM,
+    productHeadroom: HEADROOM,
+    promoteBelow: Number.NEGATIVE_INFINITY,
+  };
   const sixteen = { match: '', activation: 16 as const };
   const { names, remarks: halfRemarks } =
     format.halfFloats && inputs.promote !== false && !given && !dynamic

@@ -4,18 +4,28 @@ import type { ValueStatistics } from './statistics.ts';
 /** A range may be this often a value's typical size, which then has 256 steps of 16 bits on either side of zero. */
 const TYPICAL_SHARE = 128;
 
+/** Largest value, as a multiple of a typical one, from which a product of two values has long tails. */
+const LONG_TAIL = 24;
+
 /**
  * The range that an activation's encoding covers. `min-max` covers all; the other two cut tails where the histogram is
  * known: `percentile` a fixed share, `histogram-mse` what makes the expected squared error least. At 16 bits steps are
  * plenty: the recipe's headroom is added on either side for inputs that calibration has not seen, but no more than leaves
  * typical values their steps.
+ * @param product whether the value is a product of two computed ones, whose tails are longer than theirs
  */
-export function chooseRange(seen: ValueStatistics, recipe: Recipe, bits: 8 | 16): { min: number; max: number } {
+export function chooseRange(
+  seen: ValueStatistics,
+  recipe: Recipe,
+  bits: 8 | 16,
+  product = false,
+): { min: number; max: number } {
   // Always zero: no headroom, and no typical value.
   if (seen.min === 0 && seen.max === 0) return { min: 0, max: 0 };
   if (bits === 16) {
-    const most = (TYPICAL_SHARE * seen.typical) / Math.max(-seen.min, seen.max) - 1;
-    const wider = 1 + Math.max(0, Math.min(recipe.headroom ?? 0, most));
+    const ratio = Math.max(-seen.min, seen.max) / seen.typical;
+    const wanted = product && ratio > LONG_TAIL ? recipe.productHeadroom : undefined;
+    const wider = 1 + Math.max(0, Math.min(wanted ?? recipe.headroom ?? 0, TYPICAL_SHARE / ratio - 1));
     return { min: seen.min * wider, max: seen.max * wider };
   }
   if (recipe.range === 'min-max' || !seen.histogram) return { min: seen.min, max: seen.max };

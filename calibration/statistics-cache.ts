@@ -5,7 +5,7 @@ import { cacheFolder } from '../compiler/cache.ts';
 import type { ValueStatistics } from './statistics.ts';
 
 /** Raised when what statistics hold, or how they are collected, changes: older entries are then not found. */
-const FORMAT = 3;
+const FORMAT = 5;
 
 /** What statistics depend on: the checkpoint's bytes, the windows of text, and the engine that ran the float model. */
 export interface StatisticsKey {

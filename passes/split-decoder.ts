@@ -17,12 +17,13 @@ const LAYER_END = /^layers\.\d+\.mlp_residual$/;
 const LAYER = /^layers\.\d+/;
 
 /**
- * The stages of a lowered decoder, in order. The residual stream is all that passes from one to the next. A contract that
- * takes embeddings has no embedding stage; a graph without logits ends inside its last layer.
+ * The stages of a lowered decoder, in order. The residual stream is all that passes from one to the next: between anchors of
+ * the stream, where it is a sum of two values, there is no stage's end. A contract that takes embeddings has no embedding
+ * stage; a graph without logits ends inside its last layer.
  */
 export function decoderStages(graph: Graph): DecoderStage[] {
   const names = graph.nodes.flatMap((node) => node.outputs.map((output) => output?.name ?? ''));
-  const ends = names.filter((name) => name === EMBEDDING || LAYER_END.test(name));
+  const ends = names.filter((name) => name === EMBEDDING || (LAYER_END.test(name) && !isSummand(graph, name)));
   const stages = groupNodes(graph, ends).map((nodes, index): DecoderStage => {
     const constants = new Set(nodes.flatMap(nodeReads).filter((value) => value.data !== undefined));
     const end = ends[index];
@@ -31,6 +32,12 @@ export function decoderStages(graph: Graph): DecoderStage[] {
     return { name: layer ?? 'head', constants: [...constants] };
   });
   return stages.at(-1)!.constants.length > 0 ? stages : stages.slice(0, -1);
+}
+
+/** Whether later layers read a summand of the stream behind a layer: what layers have added since the last anchor. */
+function isSummand(graph: Graph, end: string): boolean {
+  const [, last] = graph.find(end)?.producer?.inputs ?? [];
+  return last !== undefined && [...last.uses].some(({ node }) => node.outputs[0]?.name !== end);
 }
 
 /**

@@ -1,12 +1,13 @@
+import { findAnchors } from '../../calibration/anchor-stream.ts';
 import { collectDecoderStatistics } from '../../calibration/decoder-statistics.ts';
-import type { Override, Recipe } from '../../calibration/recipe.ts';
+import { hasFloatActivations, type Override, type Recipe } from '../../calibration/recipe.ts';
 import {
   type DecoderSource,
   findSinkDirection,
   hasStreamOutliers,
   rotateDecoder,
 } from '../../calibration/rotate-decoder.ts';
-import { findOutlierChannels, separateOutliers } from '../../calibration/separate-outliers.ts';
+import { findOutliers, separateOutliers } from '../../calibration/separate-outliers.ts';
 import type { ValueStatistics } from '../../calibration/statistics.ts';
 import { cachedStatistics, type StatisticsKey } from '../../calibration/statistics-cache.ts';
 import { NpucError } from '../../compiler/errors.ts';
@@ -68,8 +69,11 @@ export async function calibrateDecoder(
   };
   if (rotation === 'none' && outliers === 'none') return { ...model, statistics, key: calibrated, recipe };
   let source: DecoderSource = model;
-  if (outliers === 'apart') source = separateOutliers(source, findOutlierChannels(model.config, statistics));
-  if (rotation === 'hadamard') source = rotateDecoder(source, findSinkDirection(model.config, statistics));
+  if (outliers === 'apart') source = separateOutliers(source, findOutliers(model.config, statistics));
+  if (rotation === 'hadamard') {
+    source = rotateDecoder(source, findSinkDirection(model.config, statistics));
+    source = { ...source, config: { ...source.config, anchors: findAnchors(model.config, statistics) } };
+  }
   progress.stage('calibrate with outliers tamed');
   const key: StatisticsKey = { ...calibrated, rotation, outliers };
   return { ...source, statistics: (await collect(key, source)).statistics, key, recipe };
@@ -95,7 +99,8 @@ function chooseChanges(
     });
   }
   const own = outputs.given === undefined && taken.size === 0;
-  const some = own && recipe.outliers !== 'none' && findOutlierChannels(config, statistics).size > 0;
+  const some =
+    own && recipe.outliers !== 'none' && !hasFloatActivations(recipe) && findOutliers(config, statistics).size > 0;
   return {
     rotation:
       recipe.rotation === 'auto'

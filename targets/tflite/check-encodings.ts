@@ -34,7 +34,8 @@ export function checkEncodings(graph: Graph): void {
     const values = [...node.inputs, ...node.outputs].filter((value) => value?.dtype === 'f32') as Value[];
     const weight = node.op === 'MatMul' ? node.inputs[1] : undefined;
     if (weight?.data) checkWeight(node, weight);
-    const operands = values.filter((value) => value !== weight || !weight.data);
+    // The bounds of a Clip are no operands: saturation does what they say.
+    const operands = values.filter((value) => !value.data || (value !== weight && node.op !== 'Clip'));
     checkTypes(node, operands);
     if (MOVEMENT.has(node.op)) checkEqual(node, operands);
     checkFixed(node);

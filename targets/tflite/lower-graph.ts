@@ -101,6 +101,15 @@ const LOWERINGS: Readonly<Record<string, OpLowering>> = {
     lower: (node, lowering) =>
       lowering.emit('MUL', node, operands(node, lowering), { options: { kind: 'MulOptions', ...NO_ACTIVATION } }),
   },
+  Relu: { lower: (node, lowering) => lowering.emit('RELU', node, operands(node, lowering)) },
+  Clip: {
+    refuse: (node) => {
+      const [from, to] = [node.input(0).encoding, node.output().encoding];
+      return from && to && sameEncoding(from, to) ? undefined : 'Clip that saturation does not do';
+    },
+    // Integers of one encoding end at the bounds (calibration/precision.ts, clampedValues).
+    lower: (node, { builder }) => builder.bind(node.output(), builder.tensorOf(node.input(0))),
+  },
   Sigmoid: { lower: (node, lowering) => lowering.emit('LOGISTIC', node, operands(node, lowering)) },
   Softmax: {
     refuse: (node) =>

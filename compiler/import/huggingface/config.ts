@@ -66,6 +66,11 @@ export interface DecoderConfig {
   /** Biases that must be there; others are taken where they are. */
   readonly attentionBias?: boolean;
   readonly mlpBias?: boolean;
+  /**
+   * Layers behind which the residual stream is kept as a sum of what it was there and of what later layers added. No checkpoint
+   * says so: calibration chooses it (calibration/anchor-stream.ts).
+   */
+  readonly anchors?: readonly number[];
 }
 
 /** Architectures that build a decoder. */

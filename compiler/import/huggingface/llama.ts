@@ -155,31 +155,51 @@ export function buildLlama(config: DecoderConfig, weights: DecoderWeights, conte
       epsilon: floatAttribute(config.epsilon),
     });
 
-  /** down_proj where the last channels of its input have a matrix, and so a scale, of their own. */
-  const downApart = (at: string, mlp: string, silu: Value, up: Value): Value => {
-    const lengths = [`${mlp}.down_proj.weight`, `${mlp}.down_proj.outliers.weight`].map(
-      (key) => weights.get(key)!.shape[0]!,
-    );
-    const sizes = table(`split.${lengths.join('_')}`, Tensor.of('i64', [2], lengths));
-    const [silus, ups] = [silu, up].map((whole) => {
-      const outputs = lengths.map((length, i) => graph.addValue(`${whole.name}.part_${i}`, activation(length)));
-      graph.addNode({
-        op: 'Split',
-        name: `${whole.name}.split`,
-        inputs: [whole, sizes],
-        outputs,
-        attributes: { axis: intAttribute(-1) },
-        from: [mlp],
-      });
-      return outputs;
-    });
-    const multiply = (role: string, part: 0 | 1): Value =>
-      emit('Mul', `${at}.${role}`, [silus![part]!, ups![part]!], activation(lengths[part]!), mlp);
-    const parts = [
-      linear(`${at}.down_proj.rest`, multiply('mlp_product', 0), `${mlp}.down_proj`, hiddenSize),
-      linear(`${at}.down_proj.outliers`, multiply('mlp_product.outliers', 1), `${mlp}.down_proj.outliers`, hiddenSize),
-    ];
-    return emit('Add', `${at}.down_proj`, parts, activation(hiddenSize), `${mlp}.down_proj`);
+  /**
+   * What the last channels of the gated product have beyond a bound, through down_proj: as a rule nothing at all, so that it
+   * may have a coarse scale. The product itself is cut off there.
+   */
+  const beyondBound = (at: string, mlp: string, silu: Value, up: Value): Value => {
+    const matrix = weights.get(`${mlp}.down_proj.outliers.weight`)!;
+    const [count, all] = [matrix.shape[0]!, config.intermediateSize];
+    const last = (whole: Value): Value =>
+      emit(
+        'Slice',
+        `${whole.name}.last`,
+        [
+          whole,
+          table(`last.${count}.start`, Tensor.of('i64', [1], [all - count])),
+          table(`last.${count}.end`, Tensor.of('i64', [1], [all])),
+          table(`last.${count}.axis`, Tensor.of('i64', [1], [2])),
+        ],
+        activation(count),
+        mlp,
+      );
+    const role = `${at}.mlp_product.outliers`;
+    const product = emit('Mul', `${role}.whole`, [last(silu), last(up)], activation(count), mlp);
+    const bound = constant(`${mlp}.down_proj.outliers.bound`);
+    const shifted = emit('Sub', `${role}.shifted`, [product, bound], activation(count), mlp);
+    const excess = emit('Relu', role, [shifted], activation(count), mlp);
+    return linear(`${at}.down_proj.outliers`, excess, `${mlp}.down_proj.outliers`, hiddenSize);
+  };
+
+  const bounds = (mlp: string): Value[] => {
+    const key = `${mlp}.down_proj.outliers.bound`;
+    const limit = weights.get(key)!.toFloats()[0]!;
+    return [table(`${key}.low`, Tensor.of('f32', [], [-limit])), table(`${key}.high`, Tensor.of('f32', [], [limit]))];
+  };
+  /** What the layers behind the last anchor have added, and what to. */
+  let base: Value | undefined;
+  let updates: Value | undefined;
+  const addToStream = (role: string, update: Value, from: string, outliers?: Value): Value => {
+    const add = (name: string, terms: Value[]): Value =>
+      emit('Add', `${role}_${name}`, terms, activation(hiddenSize), from);
+    if (base) {
+      if (outliers) base = add('base', [base, outliers]);
+      updates = updates ? add('updates', [updates, update]) : update;
+      return add('residual', [base, updates]);
+    }
+    return outliers ? add('residual', [add('inner', [stream, update]), outliers]) : add('residual', [stream, update]);
   };
 
   let stream = emit(
@@ -286,7 +306,7 @@ export function buildLlama(config: DecoderConfig, weights: DecoderWeights, conte
       attention,
     );
     const attended = linear(`${at}.o_proj`, merged, `${attention}.o_proj`, hiddenSize);
-    stream = emit('Add', `${at}.attn_residual`, [stream, attended], activation(hiddenSize), module_);
+    stream = addToStream(`${at}.attn`, attended, module_);
 
     const mlp = `${module_}.mlp`;
     const wide = activation(config.intermediateSize);
@@ -295,15 +315,19 @@ export function buildLlama(config: DecoderConfig, weights: DecoderWeights, conte
     const up = linear(`${at}.up_proj`, mlpNormed, `${mlp}.up_proj`, config.intermediateSize);
     const sigmoid = emit('Sigmoid', `${at}.sigmoid`, [gate], wide, mlp);
     const silu = emit('Mul', `${at}.silu`, [gate, sigmoid], wide, mlp);
-    const down = weights.has(`${mlp}.down_proj.outliers.weight`)
-      ? downApart(at, mlp, silu, up)
-      : linear(
-          `${at}.down_proj`,
-          emit('Mul', `${at}.mlp_product`, [silu, up], wide, mlp),
-          `${mlp}.down_proj`,
-          hiddenSize,
-        );
-    stream = emit('Add', `${at}.mlp_residual`, [stream, down], activation(hiddenSize), module_);
+    const outliers = weights.has(`${mlp}.down_proj.outliers.weight`) ? beyondBound(at, mlp, silu, up) : undefined;
+    const product = outliers
+      ? emit(
+          'Clip',
+          `${at}.mlp_product`,
+          [emit('Mul', `${at}.mlp_product.whole`, [silu, up], wide, mlp), ...bounds(mlp)],
+          wide,
+          mlp,
+        )
+      : emit('Mul', `${at}.mlp_product`, [silu, up], wide, mlp);
+    const down = linear(`${at}.down_proj`, product, `${mlp}.down_proj`, hiddenSize);
+    stream = addToStream(`${at}.mlp`, down, module_, outliers);
+    if (config.anchors?.includes(layer)) [base, updates] = [stream, undefined];
   }
   const final = norm('final_norm', stream, 'model.norm');
   graph.outputs.push(linear('logits', final, 'lm_head', vocabSize));

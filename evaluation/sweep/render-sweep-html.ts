@@ -4,7 +4,7 @@ import { html, type Markup } from '../markup.ts';
 import { renderPage, renderReproduction } from '../render-page.ts';
 import { sortKey } from '../render-values.ts';
 import { renderFronts, renderGrowth, renderTimelines } from './render-sweep-charts.ts';
-import { COLUMNS, describeState, formatRate } from './render-sweep-text.ts';
+import { describeState, formatRate, listColumns, SMALL_MODELS } from './render-sweep-text.ts';
 import {
   anchorOf,
   describeSharing,
@@ -64,7 +64,7 @@ function renderAnswer({ budget, points }: SweepReport): Markup {
   }
   const best = points.find(({ id }) => id === budget?.best);
   if (best) {
-    return html`<div class="verdict close"><span class="glyph" aria-hidden="true">✓</span><div><p class="sentence"><strong>${best.id}</strong> is the best within <code>${budget!.budget}</code></p><p class="lead">${describePoint(
+    return html`<div class="verdict close"><span class="glyph" aria-hidden="true">✓</span><div><p class="sentence">Best within <code>${budget!.budget}</code>: <strong>${best.id}</strong></p><p class="lead">${describePoint(
       best,
     )}. ${String(budget!.fitting)} of ${String(points.length)} points are within it.</p></div></div>`;
   }
@@ -84,7 +84,7 @@ function describePoint(point: SweepPoint): string {
 }
 
 function renderTable(report: SweepReport): Markup {
-  const columns = COLUMNS.filter(({ value }) => report.points.some((point) => value(point) !== undefined));
+  const columns = listColumns(report.points);
   const states = report.points.some((point) => describeState(point) !== '');
   return html`<section><h2>All points</h2>
 <p class="about">Figures with ~ are estimates from public peaks of the SoC: nothing was measured on a phone. ◆ marks what no other point of the same SoC beats in memory, time and quality at once.</p>
@@ -140,7 +140,7 @@ function renderPublished({ published, points }: SweepReport): Markup {
       ? html`<td class="n">${formatRate(figures.estimate)}</td><td class="n">${formatRate(figures.published)}</td><td class="n">${share(figures.error)}</td>`
       : html`<td class="n">-</td><td class="n">-</td><td class="n">-</td>`;
   return html`<section><h2>How far the estimates are off</h2>
-<p class="about">The same estimate for runs that others measured on devices and published, each left out of the shares of the peaks that it is estimated with. Tokens a second.</p>
+<p class="about">The same estimate for runs that others measured on devices and published, each left out of the shares of the peaks that it is estimated with. Tokens a second. ${SMALL_MODELS}</p>
 <div class="scroll"><table id="published"><thead><tr><th scope="col">SoC</th><th scope="col">model</th><th scope="col" class="n">cache</th><th scope="col" class="n">prefill, estimate</th><th scope="col" class="n">published</th><th scope="col" class="n">error</th><th scope="col" class="n">decode, estimate</th><th scope="col" class="n">published</th><th scope="col" class="n">error</th><th scope="col">source</th></tr></thead><tbody>${published.map(
     ({ run, prefill, decode }) =>
       html`<tr><td>${run.soc}</td><td>${run.model.name}</td><td class="n">${String(run.cache)}</td>${cells(prefill)}${cells(decode)}<td class="from">${run.source}</td></tr>`,
@@ -148,7 +148,7 @@ function renderPublished({ published, points }: SweepReport): Markup {
 }
 
 function renderLegend({ points }: SweepReport): Markup {
-  const shown = COLUMNS.filter(({ value }) => points.some((point) => value(point) !== undefined));
+  const shown = listColumns(points);
   return html`<section><h2>How to read this</h2><dl class="legend-list">${shown.map(
     ({ name, about, unit }) =>
       html`<dt>${name}</dt><dd>${about}${unit !== '' && unit !== 'bytes' && `, ${unit}`}.</dd>`,

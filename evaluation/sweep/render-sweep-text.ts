@@ -205,13 +205,21 @@ export function describeState({ plan, failure }: SweepPoint): string {
   return plan.parts > 1 ? `in ${plan.parts} parts` : '';
 }
 
+/** Columns that any point has; the planned size beside the real one only where there is a real one. */
+export function listColumns(points: readonly SweepPoint[]): readonly Column[] {
+  const compiled = points.some(({ result }) => result !== undefined);
+  return COLUMNS.filter(
+    ({ name, value }) => points.some((point) => value(point) !== undefined) && (compiled || name !== 'planned'),
+  );
+}
+
+/** What the published runs do not tell. */
+export const SMALL_MODELS =
+  'All are of models of three billion weights: what a run costs besides is not in the estimate, so for much smaller models it is a bound from above.';
+
 /** The points as a table for a terminal, with what the budget chose, and how good the estimates are. */
 export function renderSweepText(report: SweepReport): string {
-  // A column that no point has says nothing; what was compiled has its own figure.
-  const compiled = report.points.some(({ result }) => result !== undefined);
-  const columns = COLUMNS.filter(
-    ({ name, value }) => report.points.some((point) => value(point) !== undefined) && (compiled || name !== 'planned'),
-  );
+  const columns = listColumns(report.points);
   const head = ['', ...columns.map(({ name }) => name), ''];
   const rows = report.points.map((point) => [
     point.id === report.budget?.best ? '>' : point.front ? '*' : '',
@@ -266,6 +274,7 @@ export function describePublished(published: readonly EstimateError[]): string[]
         `decode ${formatRate(decode.estimate)} for ${formatRate(decode.published)} (${share(decode.error)})`,
       ].join(' '),
     ),
+    SMALL_MODELS,
   ];
 }
 

@@ -3,6 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { bundleLitertLm, type LitertLmAgreement } from '../../cli/jobs/bundle-litertlm.ts';
+import { encodeMessage } from '../../compiler/export/protobuf.ts';
+import type { Field, Schema } from '../../compiler/import/protobuf.ts';
 import { DecoderSession } from '../../compiler/runtime/decoder-session.ts';
 import { loadLitert } from '../../compiler/runtime/litert.ts';
 import { runLitertLm } from '../../compiler/runtime/litert-lm.ts';
@@ -55,6 +57,29 @@ async function compile(small: SmallDecoder, scheme: string): Promise<Compiled> {
   };
   writeManifest(folder, manifest);
   return { folder, target, step: decoder.plan.activations.get('logits')?.encoding.scale[0] ?? 0 };
+}
+
+/** A unigram SentencePiece model: <unk>, <s>, </s>, the pieces, and as many more as fill the vocabulary. */
+function makeSentencePiece(size: number, pieces: readonly string[]): Uint8Array {
+  const piece: Schema = schemaOf('SentencePiece', [
+    { number: 1, name: 'piece', kind: 'string' },
+    { number: 2, name: 'score', kind: 'float' },
+    { number: 3, name: 'type', kind: 'int' },
+  ]);
+  const trainer = schemaOf('TrainerSpec', [{ number: 3, name: 'modelType', kind: 'int' }]);
+  const model = schemaOf('ModelProto', [
+    { number: 1, name: 'pieces', kind: 'messages', schema: piece },
+    { number: 2, name: 'trainer', kind: 'message', schema: trainer },
+  ]);
+  const [NORMAL, UNKNOWN, CONTROL] = [1, 2, 3];
+  const special = ['<unk>', '<s>', '</s>'].map((text, id) => ({ piece: text, type: id === 0 ? UNKNOWN : CONTROL }));
+  const fill = Array.from({ length: size - 3 - pieces.length }, (_, i) => `filler${i}`);
+  const normal = [...pieces, ...fill].map((text, i) => ({ piece: text, score: -i, type: NORMAL }));
+  return encodeMessage(model, { pieces: [...special, ...normal], trainer: { modelType: 1 } }).toBytes();
+}
+
+function schemaOf(title: string, fields: readonly Field[]): Schema {
+  return { title, fields, byNumber: new Map(), keepsSpan: false };
 }
 
 /** Gives a compiled folder a chat template. */
@@ -130,6 +155,17 @@ describe.skipIf(!litertLm).each(CHECKPOINTS)('LiteRT-LM runs $name', ({ source }
     );
     await expect(bundle('other.litertlm')).rejects.toMatchObject({ code: 'TF404' });
     expect(readdirSync(folder)).not.toContain('other.litertlm');
+  }, 60_000);
+
+  test('a SentencePiece model of the user is what it reads texts with', async () => {
+    const { folder, target } = await compile(small, 'fp16');
+    const path = join(folder, 'tokenizer.model');
+    writeFileSync(path, makeSentencePiece(target.protocol.vocabSize, ['▁on', 'ce', '▁up']));
+    const out = join(folder, 'model.litertlm');
+    const { bundle } = await bundleLitertLm({ folder, out, force: false, tokenizer: path, note: () => {} });
+    expect(bundle.tokenizer).toBe('sentencepiece');
+    const { ids } = await runLitertLm(litertLm!.library, out, { texts: ['once up'] });
+    expect(ids).toEqual([[3, 4, 5]]);
   }, 60_000);
 
   test('a bundle that it cannot run is an error with its own words', async () => {

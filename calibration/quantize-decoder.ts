@@ -96,7 +96,11 @@ const EMBEDDINGS: ReadonlySet<string> = new Set([EMBEDDING]);
 /** Decides every encoding of a decoder for one target; nothing is written yet. */
 export async function quantizeDecoder(inputs: QuantizeInputs): Promise<QuantizedDecoder> {
   const { config, format, contract, kernels, given } = inputs;
-  const fit = fitWeights(inputs.recipe.scheme === 'fp16' ? new Map() : (inputs.taken ?? new Map()), format);
+  const fit = fitWeights(
+    inputs.recipe.scheme === 'fp16' ? new Map() : (inputs.taken ?? new Map()),
+    format,
+    inputs.recipe,
+  );
   if (!inputs.requantize) requireFit(fit, format);
   const asked = given ? withWidths(inputs, given) : inputs.recipe;
   // Scale that moves into a weight would lift its integers off their grid.

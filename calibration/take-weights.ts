@@ -1,10 +1,11 @@
 import { NpucError } from '../compiler/errors.ts';
 import { dequantizeConstant, quantizeLazily } from '../compiler/export/quantize-constant.ts';
 import type { TakenWeight } from '../compiler/import/quantized/stored-weight.ts';
+import { halfToNumber, numberToHalf } from '../compiler/ir/dtype.ts';
 import type { Encoding } from '../compiler/ir/encoding.ts';
 import type { Tensor } from '../compiler/ir/tensor.ts';
 import type { Plan } from './plan.ts';
-import type { NumberFormat, WeightForm } from './recipe.ts';
+import { isDynamic, type NumberFormat, type Recipe, type WeightForm } from './recipe.ts';
 
 /** Integers of a checkpoint as a target writes them. */
 export interface FittedWeight {
@@ -12,6 +13,9 @@ export interface FittedWeight {
   readonly values: Tensor;
   readonly format: string;
 }
+
+/** Blocks that LiteRT's kernels multiply are multiples of this (facts litert 1). */
+const BLOCK_STEP = 32;
 
 /** What of a checkpoint's integers a target can hold. */
 export interface FittedWeights {
@@ -22,22 +26,37 @@ export interface FittedWeights {
 
 /**
  * Sorts the integers of a checkpoint into those that a target holds as they are and those that it cannot: NPUs have no zero
- * points in weights, no float scales inside a channel, and LiteRT no -128.
+ * points in weights, no float scales inside a channel, and LiteRT no -128. Under float activations LiteRT's kernels have
+ * blocks of 4 bits with half floats as scales.
  */
-export function fitWeights(taken: ReadonlyMap<string, TakenWeight>, format: NumberFormat): FittedWeights {
+export function fitWeights(
+  taken: ReadonlyMap<string, TakenWeight>,
+  format: NumberFormat,
+  recipe: Pick<Recipe, 'scheme'>,
+): FittedWeights {
   const fitted = new Map<string, FittedWeight>();
   const misfits = new Map<string, string>();
   for (const [name, { exact, why, format: stored }] of taken) {
-    const reason = exact ? misfit(exact.integers, exact.encoding, format) : why!;
+    const reason = exact ? misfit(exact.integers, exact.encoding, format, recipe) : why!;
     if (reason !== undefined) misfits.set(name, reason);
     else fitted.set(name, { encoding: exact!.encoding, values: exact!.integers, format: stored });
   }
   return { fitted, misfits };
 }
 
-function misfit(integers: Tensor, { dtype, block, zeroPoint }: Encoding, format: NumberFormat): string | undefined {
+function misfit(
+  integers: Tensor,
+  { dtype, block, zeroPoint, scale }: Encoding,
+  format: NumberFormat,
+  recipe: Pick<Recipe, 'scheme'>,
+): string | undefined {
   if (format.name === 'onnx') return undefined;
   if (zeroPoint) return 'its integers have zero points, the weights of the target have none';
+  const blocks = block !== undefined && isDynamic(recipe) && format.blocks.includes('f16') && dtype === 'i4';
+  if (blocks && block % BLOCK_STEP === 0 && integers.shape[0]! % block === 0) {
+    const halves = scale.every((each) => halfToNumber(numberToHalf(each)) === each);
+    return halves ? undefined : 'its scales are no half floats';
+  }
   if (block !== undefined) return 'its scales are floats for groups of input channels, which the target does not have';
   if (format.name === 'litert' && dtype === 'i8' && integers.toNumbers().includes(-128))
     return 'it has the integer -128, LiteRT takes -127 to 127';
@@ -77,7 +96,8 @@ export function adoptFitted(plan: Plan, { fitted, misfits }: FittedWeights): Pla
 }
 
 function formOf({ dtype, block = 0 }: Encoding): WeightForm {
-  return { bits: dtype.endsWith('4') ? 4 : 8, block: block as WeightForm['block'] };
+  const bits = dtype.endsWith('4') ? 4 : 8;
+  return block === 0 ? { bits, block } : { bits, block: block as WeightForm['block'], scales: 'f16' };
 }
 
 /**

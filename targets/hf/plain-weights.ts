@@ -10,8 +10,8 @@ const ROWS_AT_ONCE = 4096;
 
 const EMBEDDING = 'model.embed_tokens.weight';
 
-/** Ends the name of a matrix of the last input channels of another one. */
-const APART = '.outliers.weight';
+/** What a decoder has of a matrix's last input channels apart from it (calibration/separate-outliers.ts). */
+const APART = /\.outliers\.\w+$/;
 
 /**
  * The weights of a plain float Llama that computes what a quantized decoder computes but for its activations: every constant
@@ -37,10 +37,13 @@ export function plainWeights(
     return isLinear(name) ? transposeTensor(real) : real;
   };
   return [...weights].flatMap(([name, weight]): StreamedTensor[] => {
-    if (name.endsWith(APART)) return [];
+    if (APART.test(name)) return [];
     if (name === EMBEDDING && rows && !graph.find(name)) return [streamRows(name, weight.shape, rows)];
-    const apart = name.replace(/\.weight$/, APART);
-    const stored = weights.has(apart) ? joinColumns(storedOf(name), storedOf(apart)) : storedOf(name);
+    const apart = name.replace(/\.weight$/, '.outliers.weight');
+    const joined = apart !== name && weights.has(apart);
+    const stored = joined
+      ? joinColumns(storedOf(name), storedOf(apart), decoder.config.intermediateSize)
+      : storedOf(name);
     const factor = /\.q_proj\.(weight|bias)$/.test(name) ? scale : 1;
     return [{ name, dtype: 'f32', shape: stored.shape, pieces: () => [bytesOf(stored, factor)] }];
   });
@@ -56,20 +59,24 @@ function isLinear(name: string): boolean {
   return /(_proj|_proj\.outliers|lm_head)\.weight$/.test(name);
 }
 
-/** The matrix [N, K + L] of [N, K] and [N, L]. */
-function joinColumns(left: Tensor, right: Tensor): Tensor {
-  const [rows, a] = left.shape as [number, number];
-  const b = right.shape[1]!;
+/**
+ * One matrix [N, columns] of a matrix and one of its last columns: behind those that it has, or in their place where it has all.
+ * Outliers go through the columns that were taken apart, so those are the ones to keep.
+ */
+function joinColumns(left: Tensor, last: Tensor, columns: number): Tensor {
+  const [rows, width] = left.shape as [number, number];
+  const count = last.shape[1]!;
+  const kept = columns - count;
   const compute = (): Uint8Array => {
-    const [first, second] = [left.toFloats(), right.toFloats()];
-    const joined = new Float32Array(rows * (a + b));
+    const [first, second] = [left.toFloats(), last.toFloats()];
+    const joined = new Float32Array(rows * columns);
     for (let row = 0; row < rows; row++) {
-      joined.set(first.subarray(row * a, (row + 1) * a), row * (a + b));
-      joined.set(second.subarray(row * b, (row + 1) * b), row * (a + b) + a);
+      joined.set(first.subarray(row * width, row * width + kept), row * columns);
+      joined.set(second.subarray(row * count, (row + 1) * count), row * columns + kept);
     }
     return new Uint8Array(joined.buffer);
   };
-  return new Tensor('f32', [rows, a + b], { kind: 'derived', compute });
+  return new Tensor('f32', [rows, columns], { kind: 'derived', compute });
 }
 
 function bytesOf(tensor: Tensor, factor: number): Uint8Array {

@@ -168,6 +168,7 @@ describe('targets that hold fewer forms', () => {
     ['compressed-tensors w4 per channel', 'qnn', 'w4a16'],
     ['compressed-tensors w8a8', 'qnn', 'w8a8'],
     ['compressed-tensors w8a8', 'tflite', 'w8a8'],
+    ['gptq', 'tflite', 'dynamic-int4'],
   ])('%s fits %s as it is', async (name, target, scheme) => {
     const model = await open(name);
     const { decoder } = await quantize(model, target, scheme);

@@ -15,7 +15,8 @@ import { defaultText, readTokens } from '../../../calibration/texts.ts';
 import { openCheckpoint } from '../../../compiler/import/checkpoint.ts';
 import { readDecoderModel } from '../../../compiler/import/decoder-model.ts';
 import { openSafetensors } from '../../../compiler/import/safetensors.ts';
-import type { Module } from '../../../compiler/ir/graph.ts';
+import { Graph, Module } from '../../../compiler/ir/graph.ts';
+import { Tensor, transposeTensor } from '../../../compiler/ir/tensor.ts';
 import { wasmKernels } from '../../../compiler/kernels/index.ts';
 import { DecoderSession } from '../../../compiler/runtime/decoder-session.ts';
 import { openModule } from '../../../compiler/runtime/engine.ts';
@@ -23,6 +24,7 @@ import { plainContract } from '../../../passes/io-contract.ts';
 import { makeProtocol } from '../../../passes/protocol.ts';
 import { openEmbedding } from '../../../targets/embedding-file.ts';
 import { hfTarget } from '../../../targets/hf/hf-target.ts';
+import { plainWeights } from '../../../targets/hf/plain-weights.ts';
 import { formatOf } from '../../../targets/index.ts';
 import { tfliteTarget } from '../../../targets/tflite/tflite-target.ts';
 import { CHECKPOINTS, emitContext, makeBiasedDecoder } from '../small-decoder.ts';
@@ -116,6 +118,44 @@ describe.each(CHECKPOINTS)('$name', ({ name, source }) => {
     },
     60_000,
   );
+});
+
+test.each([
+  ['behind the others', 6],
+  ['in the place of its own', 8],
+])('input channels that a decoder takes apart are in the one matrix again: %s', (_, width) => {
+  const name = 'model.layers.0.mlp.down_proj';
+  const matrix = (columns: number, from: number): Tensor => {
+    const rows = Tensor.of(
+      'f32',
+      [2, columns],
+      Float32Array.from({ length: 2 * columns }, (_, i) => from + i),
+    );
+    return transposeTensor(rows);
+  };
+  const weights = new Map([
+    [`${name}.weight`, matrix(width, 0)],
+    [`${name}.outliers.weight`, matrix(2, 100)],
+    [`${name}.outliers.bound`, Tensor.of('f32', [1], [3])],
+    [`${name}.bias`, Tensor.of('f32', [2], [5, 6])],
+  ]);
+  const decoder = {
+    config: { headDim: 4, intermediateSize: 8 },
+    migration: { weights },
+    stamp: () => {
+      const module = new Module();
+      module.graphs.push(new Graph('none'));
+      return module;
+    },
+  } as unknown as QuantizedDecoder;
+  const written = plainWeights(decoder);
+  expect(written.map((tensor) => [tensor.name, tensor.shape])).toEqual([
+    [`${name}.weight`, [2, 8]],
+    [`${name}.bias`, [2]],
+  ]);
+  const [bytes] = [...written[0]!.pieces()];
+  const row = (start: number, last: number) => [...Array.from({ length: 6 }, (_, i) => start + i), last, last + 1];
+  expect([...new Float32Array(bytes!.buffer, bytes!.byteOffset, 16)]).toEqual([...row(0, 100), ...row(width, 102)]);
 });
 
 test('the same decoder gives the same bytes, and the integers of a weight lie on their grid', async () => {

@@ -233,11 +233,11 @@ const lines = rows.map((row) =>
 );
 const report = `# Decoders in LiteRT
 
-    ${`node bench/tflite-decoders.mjs --tokens ${flags.tokens} --cache ${flags.cache} --write`}
+    ${`node bench/tflite-decoders.mjs --model ${flags.model} --tokens ${flags.tokens} --cache ${flags.cache} --write`}
 
 Held-out text of ${flags.tokens} tokens, windows of ${CACHE}. KL in nats a token. "Imitation" is the same integers computed by plain
-arithmetic (docs/litert.md), "real" the encodings without the kernels' tables; the share is what LiteRT differs from it by, of what quantization costs. The last column: the
-artifact's prefill_128, prefill_32 and decode signatures against the graph that the text was run on.
+arithmetic (docs/litert.md), "real" the encodings without the kernels' tables; the share is what LiteRT differs from the
+imitation by, of what quantization costs. The last column: the artifact's prefill_128, prefill_32 and decode signatures against the graph that the text was run on.
 
 | model | scheme | perplexity ratio | KL(float, LiteRT) | KL(float, real) | same top token | KL(imitation, float) | KL(LiteRT, imitation) | share | dB to the imitation | signatures, dB |
 |---|---|---|---|---|---|---|---|---|---|---|

@@ -16,7 +16,7 @@ beforeAll(async () => {
   const args = ['compile', demo, ...SMALL, '--profile', 'litert-lm', '--scheme', 'w8a16', '--out', build];
   const { code, stderr } = await runNpuc(args);
   expect(code, stderr).toBe(0);
-}, 60_000);
+}, 120_000);
 afterAll(() => rmSync(work, { recursive: true, force: true }));
 
 describe('npuc bundle litertlm', () => {
@@ -43,7 +43,7 @@ describe('npuc bundle litertlm', () => {
     const { stdout } = await runNpuc(['inspect', paths[0]!]);
     expect(stdout).toMatch(/stop tokens \[\[1\]\]/);
     expect(stdout).toMatch(/kv_cache_k_0 INT16\[1,2,64,64\]/);
-  }, 60_000);
+  }, 120_000);
 
   test.skipIf(!litertLm)(
     '--verify asks LiteRT-LM; npuc generate runs the file with its kernels too',
@@ -69,7 +69,7 @@ describe('npuc bundle litertlm', () => {
         expect(generated.engine).toMatch(engine.length > 0 ? /LiteRT of LiteRT-LM/ : /litert\.js/);
       }
     },
-    60_000,
+    120_000,
   );
 
   test('--profile litert-lm says what it cannot be', async () => {
@@ -86,7 +86,7 @@ describe('npuc bundle litertlm', () => {
       expect(stderr).toMatch(message);
     }
     expect(existsSync(join(work, 'no'))).toBe(false);
-  }, 60_000);
+  }, 120_000);
 
   describe('bad input', () => {
     const bundle = (...args: string[]) => runNpuc(['bundle', 'litertlm', ...args, '--quiet']);
@@ -103,7 +103,7 @@ describe('npuc bundle litertlm', () => {
       const other = join(work, 'npu');
       expect((await runNpuc(['compile', demo, ...SMALL, '--scheme', 'fp16', '--out', other])).code).toBe(0);
       await refusal('TF401', [other, '--out', join(work, 'x.litertlm')], /--profile litert-lm/);
-    }, 60_000);
+    }, 120_000);
 
     test('an output that is a folder, another file, or nowhere', async () => {
       mkdirSync(join(work, 'folder'));
@@ -113,7 +113,7 @@ describe('npuc bundle litertlm', () => {
       await refusal('CL003', [build, '--out', join(work, 'notes.txt')], /--force to replace it/);
       await refusal('IO002', [build, '--out', join(work, 'nowhere', 'x.litertlm')], /there is no folder/);
       expect(readFileSync(join(work, 'notes.txt'), 'utf8')).toBe('mine');
-    }, 60_000);
+    }, 120_000);
 
     test('a tokenizer that is missing, broken, unknown, or of another model', async () => {
       const out = ['--out', join(work, 'x.litertlm')];
@@ -133,7 +133,7 @@ describe('npuc bundle litertlm', () => {
         [build, ...out, '--tokenizer', write('larger.json', JSON.stringify(json))],
         /model has 2048/,
       );
-    }, 60_000);
+    }, 120_000);
 
     test('a file that is no bundle', async () => {
       const check = (path: string) => runNpuc(['bundle', 'check', path]);
@@ -142,7 +142,7 @@ describe('npuc bundle litertlm', () => {
       const outcome = await check(join(work, 'text.litertlm'));
       expect([outcome.code, outcome.stderr.slice(0, 5)]).toEqual([2, 'IO003']);
       expect((await runNpuc(['inspect', join(work, 'text.litertlm')])).stderr).toMatch(/^IO003 /);
-    }, 60_000);
+    }, 120_000);
 
     test('an engine for a target that is no TFLite', async () => {
       const args = ['generate', build, '--prompt', 'a', '--target', 'onnx', '--engine', 'litert-lm'];

@@ -86,26 +86,23 @@ async function continuation(scheme: string, target: string): Promise<string> {
   return (JSON.parse(outcome.stdout) as { text: string }).text;
 }
 
-/**
- * The simulator and ONNX Runtime choose the same tokens, and their logits are far nearer to each other than either's to float.
- * It is less than on the small models: tokens of outliers leave the others few steps of one 16-bit scale.
- */
+/** The simulator and ONNX Runtime choose the same tokens, and their logits are nearer to each other than either's to float. */
 function expectAgreement(report: Report): void {
   const { twinSqnr, twinAgreement } = report.targets.qnn!;
-  expect(twinSqnr).toBeGreaterThan(32);
-  expect(twinAgreement).toBeGreaterThan(0.9);
+  expect(twinSqnr).toBeGreaterThan(45);
+  expect(twinAgreement).toBeGreaterThan(0.97);
 }
 
 describe.skipIf(!hasSmolLM2)('SmolLM2-135M for SM8750', () => {
   test('w8a16: every target, the HTP binary whole, " Paris" from LiteRT', { timeout: 20 * MINUTE }, async () => {
     const report = await compile('w8a16', `onnx,tflite${qnn}`);
-    expect(report.targets.onnx!.logits!.ratio).toBeLessThan(1.05);
-    expect(report.targets.onnx!.logits!.divergence).toBeLessThan(0.008);
+    expect(report.targets.onnx!.logits!.ratio).toBeLessThan(1.02);
+    expect(report.targets.onnx!.logits!.divergence).toBeLessThan(0.006);
     expect(report.targets.tflite!.logits!.ratio).toBeLessThan(1.05);
     expect(await continuation('w8a16', 'tflite')).toContain(' Paris');
     if (!toolchain) return;
     const manifest = read<Manifest>('w8a16', 'manifest.json');
-    expect(manifest.recipe.rotation).toBe('hadamard');
+    expect(manifest.recipe).toMatchObject({ rotation: 'hadamard', outliers: 'apart' });
     expect(manifest.targets.qnn).toMatchObject({
       execution: 'executed-as-twin',
       facts: { soc: 69, shared: true, graphs: 2 },

@@ -55,7 +55,7 @@ test('bytes within the budget, spent where they buy the most, and the curve of i
   expect(explained.stdout).toMatch(
     /why {8}budget: 8 bits for layers\.\d \S+ cost 0\.\d{3} MB; at 4 bits alone it has KL 0\.\d+\n/,
   );
-}, 120_000);
+}, 300_000);
 
 test.each<[string, string[], RegExp]>([
   [

@@ -37,7 +37,7 @@ test('more effort is closer to the float model; best says what it chose from', a
   expect(tried.length).toBeGreaterThan(2);
   expect(tried).toEqual([...tried].sort((a, b) => a - b));
   expect(command).toContain('--effort best');
-}, 120_000);
+}, 300_000);
 
 test('best needs text to hold out, and a language model', async () => {
   const short = join(work, 'short.txt');

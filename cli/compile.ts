@@ -64,7 +64,9 @@ export const compileCommand: Command = {
       )
       .option(
         'outliers',
-        textFlag('channels that dwarf the others of a gated product: auto, none, apart (default auto)'),
+        textFlag(
+          'excess of channels that dwarf a gated product: auto, none, apart (default: auto at 16-bit activations)',
+        ),
       )
       .option('range', textFlag('activation ranges: min-max, percentile, histogram-mse'))
       .option(

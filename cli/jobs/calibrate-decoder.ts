@@ -1,5 +1,6 @@
 import { findAnchors } from '../../calibration/anchor-stream.ts';
 import { collectDecoderStatistics } from '../../calibration/decoder-statistics.ts';
+import type { GivenEncodings } from '../../calibration/read-encodings.ts';
 import { hasFloatActivations, type Override, type Recipe } from '../../calibration/recipe.ts';
 import {
   type DecoderSource,
@@ -27,11 +28,14 @@ export interface CalibratedDecoder extends DecoderSource {
 /** What a decoder's calibration asks of the options of a compile. */
 export interface CalibrationChoices {
   readonly recipe: Recipe;
-  readonly outputs: { readonly given?: unknown };
+  readonly outputs: { readonly given?: Pick<GivenEncodings, 'activations'> };
   readonly progress: Progress;
   /** Bytes of float weights that may be open at a time. */
   readonly weightBytes?: number;
 }
+
+/** Ends the name of what outliers have beyond their bound (buildLlama). */
+const EXCESS = '.mlp_product.outliers';
 
 /** So few weights: four bits would save nothing. */
 const OUTLIER_WEIGHTS: Override = {
@@ -98,9 +102,15 @@ function chooseChanges(
       hint: 'leave it out, or take the checkpoint in floats',
     });
   }
-  const own = outputs.given === undefined && taken.size === 0;
+  const { given } = outputs;
+  const own = given === undefined && taken.size === 0;
+  // A file that was written for a decoder with outliers apart has their names.
+  const named = given !== undefined && [...given.activations.keys()].some((name) => name.endsWith(EXCESS));
   const some =
-    own && recipe.outliers !== 'none' && !hasFloatActivations(recipe) && findOutliers(config, statistics).size > 0;
+    (own || named) &&
+    recipe.outliers !== 'none' &&
+    !hasFloatActivations(recipe) &&
+    findOutliers(config, statistics).size > 0;
   return {
     rotation:
       recipe.rotation === 'auto'

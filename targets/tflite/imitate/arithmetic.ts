@@ -107,7 +107,8 @@ export function fixedPoint(factor: number): { readonly mantissa: number; readonl
   let exponent = Math.floor(Math.log2(factor)) + 1;
   if (factor / 2 ** exponent >= 1) exponent++;
   if (factor / 2 ** exponent < 0.5) exponent--;
-  let mantissa = Math.round((factor / 2 ** exponent) * 2 ** 31);
+  // std::round of a positive number.
+  let mantissa = Math.floor((factor / 2 ** exponent) * 2 ** 31 + 0.5);
   if (mantissa === 2 ** 31) {
     mantissa /= 2;
     exponent++;

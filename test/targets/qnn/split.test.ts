@@ -124,8 +124,12 @@ describe.skipIf(!toolchain)('the demo model in parts', { timeout: 300_000 }, () 
     const dry = JSON.parse(json.stdout) as { parts: readonly { peakBytes: number; cpuSeconds: number }[] };
     const timings = JSON.parse(readFileSync(join(parts.folder, 'timings.json'), 'utf8')) as StageTiming[];
     const made = timings.flatMap((stage) => stage.parts ?? []);
-    expect(made.map((part) => part.predictedPeakRssBytes)).toEqual(dry.parts.map((part) => part.peakBytes));
-    expect(made.map((part) => part.predictedCpuSeconds)).toEqual(dry.parts.map((part) => part.cpuSeconds));
+    expect(made).toHaveLength(dry.parts.length);
+    // Only calibration knows whether channels with outliers get a matrix beside down_proj: a dry run leaves it out.
+    made.forEach((part, i) => {
+      expect(part.predictedPeakRssBytes / dry.parts[i]!.peakBytes).toBeCloseTo(1, 2);
+      expect(part.predictedCpuSeconds / dry.parts[i]!.cpuSeconds).toBeCloseTo(1, 1);
+    });
     expect(existsSync(out)).toBe(false);
   });
 

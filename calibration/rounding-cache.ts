@@ -16,7 +16,7 @@ import { FileSource, Tensor } from '../compiler/ir/tensor.ts';
 import type { StatisticsKey } from './statistics-cache.ts';
 
 /** Raised when integers are chosen in another way: older entries are then not found. */
-const FORMAT = 1;
+const FORMAT = 2;
 
 /** Entries that were not used for longest go when the folder grows beyond this. */
 const CACHE_BYTES = 2 * 2 ** 30;

@@ -6,7 +6,7 @@ import type { Recipe } from './recipe.ts';
 import type { StatisticsKey } from './statistics-cache.ts';
 
 /** Raised when scales are searched in another way: older entries are then not found. */
-const FORMAT = 1;
+const FORMAT = 2;
 
 /** Entries that were not used for longest go when the folder grows beyond this. */
 const CACHE_BYTES = 2 ** 30;

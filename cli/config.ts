@@ -10,7 +10,7 @@ import { nearestWord } from '../compiler/nearest.ts';
 import { ENCODINGS_VERSIONS } from '../targets/onnx/encodings-json.ts';
 import { PROFILES } from '../targets/target.ts';
 
-const list = <T extends z.ZodType>(item: T) =>
+const list = <T extends z.ZodType>(item: T, least = 1) =>
   z.preprocess(
     (value) =>
       value === undefined
@@ -18,7 +18,7 @@ const list = <T extends z.ZodType>(item: T) =>
         : [value]
             .flat()
             .flatMap((each) => (typeof each === 'string' ? each.split(',').map((part) => part.trim()) : [each])),
-    z.array(item).min(1),
+    z.array(item).min(least),
   );
 
 /** Flags arrive as text. */
@@ -97,7 +97,7 @@ export const compileConfig = z.strictObject({
     .default('1.0')
     .describe(ENCODINGS_VERSIONS.join(' or ')),
   encodingsIn: text.optional().describe(TEXT),
-  npu: list(text).default([]).describe('a vendor, or vendor:SoC, or several'),
+  npu: list(text, 0).default([]).describe('a vendor, or vendor:SoC, or several'),
   npuClaims: z.boolean().default(false).describe('true or false'),
   npuSdk: text.optional().describe('a folder'),
   dlc: z.boolean().default(false).describe('true or false'),

@@ -36,8 +36,12 @@ export function decoderStages(graph: Graph): DecoderStage[] {
 
 /** Whether later layers read a summand of the stream behind a layer: what layers have added since the last anchor. */
 function isSummand(graph: Graph, end: string): boolean {
-  const [, last] = graph.find(end)?.producer?.inputs ?? [];
-  return last !== undefined && [...last.uses].some(({ node }) => node.outputs[0]?.name !== end);
+  let [, last] = graph.find(end)?.producer?.inputs ?? [];
+  // A change of number format stands between the sum and what it is a summand of.
+  while (last?.producer?.op === 'Identity') last = last.producer.inputs[0];
+  const readers = (value: Value): Node[] =>
+    [...value.uses].flatMap(({ node }) => (node.op === 'Identity' ? readers(node.output()) : [node]));
+  return last !== undefined && readers(last).some((node) => node.outputs[0]?.name !== end);
 }
 
 /**

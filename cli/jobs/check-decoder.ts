@@ -69,7 +69,9 @@ export async function openSubject(options: CompileOptions, target: TargetName): 
         open: (path: string) => openWithJavaScript(path, pickJavaScriptEngine(), options.threads),
       };
       const calibrated = { ...shared, embed: source.embed, statistics: source.statistics, cacheKey: source.key };
-      return source.weights === model.weights ? calibrated : { ...calibrated, rotated: source.weights };
+      return source.weights === model.weights
+        ? calibrated
+        : { ...calibrated, changed: { config: source.config, weights: source.weights } };
     };
     const subject: CheckSubject = {
       kind: 'decoder',

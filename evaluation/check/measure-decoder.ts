@@ -60,8 +60,8 @@ export interface CalibratedInputs {
   readonly digest: string;
   readonly config: DecoderConfig;
   readonly weights: DecoderWeights;
-  /** What is quantized: the weights, or the same rotated. */
-  readonly rotated?: DecoderWeights;
+  /** What is quantized where that is not the checkpoint's own decoder: the same function with its outliers tamed. */
+  readonly changed?: { readonly config: DecoderConfig; readonly weights: DecoderWeights };
   readonly embed: (ids: readonly number[]) => Float32Array;
   readonly statistics: Statistics;
   readonly windows: readonly (readonly number[])[];
@@ -132,8 +132,7 @@ export async function requantize(
   steps: DecoderSteps,
 ): Promise<QuantizedDecoder> {
   return await steps.quantize({
-    config: inputs.config,
-    weights: inputs.rotated ?? inputs.weights,
+    ...(inputs.changed ?? { config: inputs.config, weights: inputs.weights }),
     embed: inputs.embed,
     statistics: inputs.statistics,
     windows: inputs.windows,

@@ -21,7 +21,7 @@ const LAYERS_A_SHARD = 18;
  * The graphs of a decoder, one a request, or cut between layers into shards that run one after the other. Only MediaTek's
  * contract is cut: its runtime runs shards.
  * @param split how many shards; `auto` is as few as MediaTek's compiler is known to take
- * @throws QN017 for more shards than layers
+ * @throws QN017 for more shards than there are places to cut
  */
 export function shardDecoder(
   decoder: QuantizedDecoder,
@@ -33,15 +33,37 @@ export function shardDecoder(
   const auto = split === 'auto' ? Math.ceil(layers / LAYERS_A_SHARD) : split;
   const count = decoder.contract.name === 'mediatek' ? auto : 1;
   if (count === 1) return [{ label: '', graphs: modules.map((module) => module.graph()) }];
-  if (count > layers) {
-    throw new NpucError('QN017', { message: `${layers} layers cannot be cut into ${count} shards` });
-  }
-  const ends = decoderStages(modules[0]!.graph()).flatMap(({ end }) => (end === undefined ? [] : [end]));
-  // The first shards get the layers that are left over.
-  const cuts = Array.from({ length: count - 1 }, (_, i) => ends[Math.ceil(((i + 1) * layers) / count) - 1]!);
+  const cuts = chooseCuts(modules.at(-1)!.graph(), layers, count);
   const parts = modules.map((module) => splitDecoder(module, cuts));
   return Array.from({ length: count }, (_, shard) => ({
     label: `${shard + 1}of${count}`,
     graphs: parts.map((modulesOfRequest) => modulesOfRequest[shard]!.graph()),
   }));
+}
+
+/** The ends of layers nearest to equal shards, the first ones larger; the last request, the decode graph, has every stage. */
+function chooseCuts(graph: Graph, layers: number, count: number): string[] {
+  const ends = decoderStages(graph).flatMap(({ end }) => {
+    const layer = /^layers\.(\d+)/.exec(end ?? '');
+    return layer && Number(layer[1]) < layers - 1 ? [{ name: end!, behind: Number(layer[1]) + 1 }] : [];
+  });
+  const cuts: string[] = [];
+  let next = 0;
+  for (let shard = 1; shard < count; shard++) {
+    const wanted = Math.ceil((shard * layers) / count);
+    const last = ends.length - (count - 1 - shard);
+    let best = next;
+    for (let i = next; i < last; i++) {
+      if (Math.abs(ends[i]!.behind - wanted) < Math.abs(ends[best]!.behind - wanted)) best = i;
+    }
+    if (best >= last) {
+      throw new NpucError('QN017', {
+        message: `${layers} layers cannot be cut into ${count} shards`,
+        hint: `there are ${ends.length} places to cut: --split ${ends.length + 1} or less`,
+      });
+    }
+    cuts.push(ends[best]!.name);
+    next = best + 1;
+  }
+  return cuts;
 }

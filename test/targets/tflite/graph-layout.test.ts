@@ -180,7 +180,9 @@ it('what has no form is named, grouped by reason', () => {
     expect(error).toBeInstanceOf(NpucError);
     const { code, message, where } = error as NpucError;
     expect(code).toBe('TF201');
-    expect(message).toBe('TFLite has no form for Erf (gelu_1, gelu_2); Mod (wrap); com.microsoft.Thing (last)');
+    expect(message).toBe(
+      'TFLite has no form for Erf (gelu_1, gelu_2); Mod with the sign of the dividend (wrap); com.microsoft.Thing (last)',
+    );
     expect(where).toBe('gelu_1');
   }
 });

@@ -126,7 +126,7 @@ function writeTables() {
     'limit MB',
     'graphs alone MB',
     'seconds',
-    'peak GB',
+    'npuc peak GB',
   ];
   const lines = list.map((cell) => [
     cell.scheme,
@@ -146,7 +146,8 @@ function writeTables() {
 
 Written by \`npm run test:matrix\`: tokens ${values.tokens} and 1, caches ${values.cache}, all graphs in one binary, no node on the CPU,
 names, types, scales and SoC read back from each binary. \`limit\` is 1.10 times the encoded weights plus what every graph alone
-(measured on ${values.alone}) has beyond them. Seconds are of the whole compile, ${values.jobs} at a time on two cores.
+(measured on ${values.alone}) has beyond them. Seconds are of the whole compile, ${values.jobs} at a time on two cores;
+the peak is npuc's own, without the vendor's compiler in its child process (docs/bundles.md says what that takes).
 
 Checkpoint ${basename(values.checkpoint)}, SHA-256 ${sha256}; ${Object.entries(toolchain.versions)
       .map(([name, version]) => `${name} ${version}`)

@@ -8,6 +8,7 @@ import { type OpenEngine, openModule } from '../compiler/runtime/engine.ts';
 import type { Runner } from '../compiler/runtime/runner.ts';
 import { groupByBytes, tapModule } from '../compiler/runtime/taps.ts';
 import { makeProtocol } from '../passes/protocol.ts';
+import { comparedNames } from './compare-model-values.ts';
 import { attributeNoise, comparedInputs, compareValues, type ValueComparison } from './compare-values.ts';
 
 /**
@@ -25,10 +26,7 @@ export async function compareGraphValues(
   const request = { name: 'taps', tokens: chunk, cache: seen, logits: 'all' as const };
   const quantized = decoder.stamp(request);
   const float = decoder.lowerFloat(request);
-  const names = float.graph().nodes.flatMap((node) => node.outputs.map((output) => output!.name));
-  const common = names.filter(
-    (name) => quantized.graph().find(name)?.encoding && float.graph().find(name)?.dtype === 'f32',
-  );
+  const common = comparedNames({ module: quantized, float });
   const encodings = new Map<string, Encoding>(common.map((name) => [name, quantized.graph().find(name)!.encoding!]));
   const from = new Map(common.map((name) => [name, quantized.graph().find(name)!.producer?.from ?? []]));
   const reference = await openTaps(decoder, float, common, chunk, cache);

@@ -31,7 +31,7 @@ export async function compareModelValues(
 }
 
 /** Values that both graphs have and that nothing but a copy of another follows from. */
-export function comparedNames({ module, float }: QuantizedGraph): string[] {
+export function comparedNames({ module, float }: Pick<QuantizedGraph, 'module' | 'float'>): string[] {
   const graph = module.graph();
   const clamped = clampedValues(graph, module.opsets.get('') ?? 0);
   return graph.nodes

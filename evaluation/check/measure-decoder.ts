@@ -26,6 +26,7 @@ import { type IoContract, plainContract } from '../../passes/io-contract.ts';
 import { makeProtocol } from '../../passes/protocol.ts';
 import type { TargetName } from '../../targets/target.ts';
 import { openTaps } from '../compare-graph-values.ts';
+import { comparedNames } from '../compare-model-values.ts';
 import { attributeNoise, comparedInputs, type ValueComparison } from '../compare-values.ts';
 import { addLogits, emptyLogitSums } from '../logits.ts';
 import { compareStages } from './compare-stages.ts';
@@ -251,11 +252,10 @@ export async function measureValues(
   const graph = float.graph();
   // What a cache holds has an encoding of its own, even where it only moves what was computed before.
   const fresh = new Set([...graph.states.values()].map(({ output }) => output));
-  const names = graph.nodes
-    .flatMap((node) => node.outputs)
-    .filter((value) => value && value.dtype === 'f32' && (movementRoot(value) === value || fresh.has(value)))
-    .map((value) => value!.name)
-    .filter((name) => plain.graph().find(name)?.encoding && (!only || only.has(name)));
+  const names = comparedNames({ module: plain, float }).filter((name) => {
+    const value = graph.find(name)!;
+    return (movementRoot(value) === value || fresh.has(value)) && (!only || only.has(name));
+  });
   const reference = await openTaps(decoder, float, names, CHUNK, WINDOW, inputs.open);
   const other = await openTaps(decoder, quantized, names, CHUNK, WINDOW, inputs.open);
   const sums = new Map<string, DifferenceSums>(names.map((name) => [name, createDifferenceSums()]));

@@ -1,5 +1,5 @@
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
-import type { Statistics } from './statistics.ts';
+import { reachOf, type Statistics } from './statistics.ts';
 
 /** Largest value of the rotated residual stream, as a multiple of a typical one, from which on it is anchored. */
 const OUTLIERS = 25;
@@ -15,17 +15,10 @@ const STRIDE = 4;
  * @param statistics before the rotation, which spreads a large value over all channels
  */
 export function findAnchors(config: DecoderConfig, statistics: Statistics): number[] {
-  const anchors: number[] = [];
-  for (let layer = 0; layer + 1 < config.layers; layer++) {
+  const layers = Array.from({ length: Math.max(0, config.layers - 1) }, (_, layer) => layer);
+  const first = layers.findIndex((layer) => {
     const seen = statistics.get(`layers.${layer}.mlp_residual`);
-    const last = anchors.at(-1);
-    if (last !== undefined) {
-      if (layer === last + STRIDE) anchors.push(layer);
-      continue;
-    }
-    if (!seen) continue;
-    const spread = Math.max(-seen.min, seen.max) / Math.sqrt(config.hiddenSize);
-    if (spread > OUTLIERS * seen.typical) anchors.push(layer);
-  }
-  return anchors;
+    return seen !== undefined && reachOf(seen) / Math.sqrt(config.hiddenSize) > OUTLIERS * seen.typical;
+  });
+  return first < 0 ? [] : layers.filter((layer) => layer >= first && (layer - first) % STRIDE === 0);
 }

@@ -1,5 +1,5 @@
 import type { Recipe } from './recipe.ts';
-import type { ValueStatistics } from './statistics.ts';
+import { reachOf, type ValueStatistics } from './statistics.ts';
 
 /** A range may be this often a value's typical size, which then has 256 steps of 16 bits on either side of zero. */
 const TYPICAL_SHARE = 128;
@@ -23,7 +23,7 @@ export function chooseRange(
   // Always zero: no headroom, and no typical value.
   if (seen.min === 0 && seen.max === 0) return { min: 0, max: 0 };
   if (bits === 16) {
-    const ratio = Math.max(-seen.min, seen.max) / seen.typical;
+    const ratio = reachOf(seen) / seen.typical;
     const wanted = product && ratio > LONG_TAIL ? recipe.productHeadroom : undefined;
     const wider = 1 + Math.max(0, Math.min(wanted ?? recipe.headroom ?? 0, TYPICAL_SHARE / ratio - 1));
     return { min: seen.min * wider, max: seen.max * wider };

@@ -1,7 +1,7 @@
 import type { DecoderModel } from '../compiler/import/decoder-model.ts';
 import type { DecoderConfig } from '../compiler/import/huggingface/config.ts';
 import { Tensor, transposeTensor } from '../compiler/ir/tensor.ts';
-import type { Statistics, ValueStatistics } from './statistics.ts';
+import { reachOf, type Statistics, type ValueStatistics } from './statistics.ts';
 
 /** What a rotation changes of a decoder. */
 export type DecoderSource = Pick<DecoderModel, 'config' | 'weights' | 'embed'>;
@@ -81,7 +81,7 @@ function streamValues({ layers }: DecoderConfig): string[] {
 export function hasStreamOutliers(config: DecoderConfig, statistics: Statistics): boolean {
   return streamValues(config).some((name) => {
     const seen = statistics.get(name);
-    return seen !== undefined && Math.max(-seen.min, seen.max) > OUTLIERS * seen.typical;
+    return seen !== undefined && reachOf(seen) > OUTLIERS * seen.typical;
   });
 }
 
@@ -91,12 +91,11 @@ export function hasStreamOutliers(config: DecoderConfig, statistics: Statistics)
  */
 export function findSinkDirection(config: DecoderConfig, statistics: Statistics): Float64Array | undefined {
   let largest: ValueStatistics | undefined;
-  const reach = ({ min, max }: ValueStatistics): number => Math.max(-min, max);
   for (const name of streamValues(config)) {
     const seen = statistics.get(name);
-    if (seen?.channels && (!largest || reach(seen) > reach(largest))) largest = seen;
+    if (seen?.channels && (!largest || reachOf(seen) > reachOf(largest))) largest = seen;
   }
-  if (!largest || reach(largest) === 0) return undefined;
+  if (!largest || reachOf(largest) === 0) return undefined;
   const { min, max } = largest.channels!;
   const row = Float64Array.from(max, (value, channel) => (-min[channel]! > value ? min[channel]! : value));
   const length = Math.hypot(...row);

@@ -36,6 +36,11 @@ const MOVEMENT = new Set([
   'Expand',
 ]);
 
+/** The largest size that a value had, of either sign. */
+export function reachOf({ min, max }: Pick<ValueStatistics, 'min' | 'max'>): number {
+  return Math.max(-min, max);
+}
+
 /** The value whose elements `value` consists of, following data movement back. */
 export function movementRoot(value: Value): Value {
   let root = value;

@@ -9,6 +9,7 @@ import {
   hasActivations,
   initialState,
   multiplyInputs,
+  operandOf,
   split,
   unrollPass,
 } from './unroll-recurrent.ts';
@@ -40,11 +41,7 @@ function runGru(node: Node, direction: number, reverse: boolean, build: Builder)
     `${node.name}.recurrent_bias.${direction}`,
     Tensor.of('f32', [width], second.slice(2 * width)),
   );
-  const weight = (): Value => {
-    const { name, data } = node.input(1);
-    return build.graph.addConstant(`${name}.${direction}`, transposeTensor(directionOf(data!, direction)));
-  };
-  const perStep = multiplyInputs(node, direction, bias, weight, build);
+  const perStep = multiplyInputs(node, direction, bias, () => operandOf(node.input(1), direction, build), build);
   const [gateWeights, candidateWeights] = splitRecurrence(node, direction, width, build);
   let hidden = initialState(node, 5, direction, build);
   const steps: Value[] = [];
@@ -97,14 +94,10 @@ function activationOf(node: Node): string | undefined {
 function runRnn(node: Node, direction: number, reverse: boolean, build: Builder): Direction {
   const [length] = node.input(0).dims as [number, number, number];
   const width = node.input(2).dims[2]!;
-  const weight = (index: number): Value => {
-    const value = node.input(index);
-    return build.graph.addConstant(`${value.name}.${direction}`, transposeTensor(directionOf(value.data!, direction)));
-  };
   const [first, second] = biasesOf(node, direction, width);
   const bias = first.map((each, i) => each + second[i]!);
-  const perStep = multiplyInputs(node, direction, bias, () => weight(1), build);
-  const recurrence = weight(2);
+  const perStep = multiplyInputs(node, direction, bias, () => operandOf(node.input(1), direction, build), build);
+  const recurrence = operandOf(node.input(2), direction, build);
   const activation = activationOf(node)!;
   let hidden = initialState(node, 5, direction, build);
   const steps: Value[] = [];

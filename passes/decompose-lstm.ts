@@ -1,14 +1,13 @@
 import type { Node, Value } from '../compiler/ir/graph.ts';
-import { transposeTensor } from '../compiler/ir/tensor.ts';
 import type { Pass } from '../compiler/pass.ts';
 import type { Builder } from '../compiler/rewrite.ts';
 import {
   biasesOf,
   type Direction,
-  directionOf,
   hasActivations,
   initialState,
   multiplyInputs,
+  operandOf,
   split,
   unrollPass,
 } from './unroll-recurrent.ts';
@@ -36,14 +35,10 @@ function refuse(node: Node): string | undefined {
 function run(node: Node, direction: number, reverse: boolean, build: Builder): Direction {
   const [length] = node.input(0).dims as [number, number, number];
   const width = node.input(2).dims[2]!;
-  const weight = (index: number): Value => {
-    const value = node.input(index);
-    return build.graph.addConstant(`${value.name}.${direction}`, transposeTensor(directionOf(value.data!, direction)));
-  };
   const [first, second] = biasesOf(node, direction, 4 * width);
   const bias = first.map((each, i) => each + second[i]!);
-  const perStep = multiplyInputs(node, direction, bias, () => weight(1), build);
-  const recurrence = weight(2);
+  const perStep = multiplyInputs(node, direction, bias, () => operandOf(node.input(1), direction, build), build);
+  const recurrence = operandOf(node.input(2), direction, build);
   let [hidden, cell] = [5, 6].map((index) => initialState(node, index, direction, build));
   const steps: Value[] = [];
   for (let step = 0; step < length; step++) {

@@ -1,5 +1,5 @@
 import { type Graph, intAttribute, type Node, type Value } from '../compiler/ir/graph.ts';
-import { Tensor } from '../compiler/ir/tensor.ts';
+import { Tensor, transposeTensor } from '../compiler/ir/tensor.ts';
 import type { Pass } from '../compiler/pass.ts';
 import { Builder, replaceByIdentities } from '../compiler/rewrite.ts';
 import { knownShape, reshapeTensor } from '../compiler/value-facts.ts';
@@ -97,6 +97,11 @@ function unroll(graph: Graph, node: Node, opset: number, { run }: Cell): void {
     return index === 0 ? join(all, 0, build) : states(runs.map(({ last }) => last[index - 1]!));
   });
   replaceByIdentities(graph, node, outputs, opset);
+}
+
+/** A stacked constant [D, R, K] as the right operand [K, R] of one direction's products. */
+export function operandOf({ name, data }: Value, direction: number, build: Builder): Value {
+  return build.graph.addConstant(`${name}.${direction}`, transposeTensor(directionOf(data!, direction)));
 }
 
 /** Both biases of a direction [gates * H] and [gates * H]; zeros where there is none. */

@@ -1,7 +1,7 @@
 import koffi from 'koffi';
 import { byteLengthOf } from '../ir/dtype.ts';
 import { elementCount } from '../ir/tensor.ts';
-import { ELEMENT_TYPES } from './litert-dispatch.ts';
+import { ELEMENT_TYPES } from './litert-types.ts';
 import { NativeBuffer, type Pointer, viewMemory } from './native-api.ts';
 import type { WireTensor } from './native-frames.ts';
 

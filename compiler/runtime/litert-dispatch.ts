@@ -1,21 +1,10 @@
 import { resolve } from 'node:path';
 import { NpucError } from '../errors.ts';
-import { DTYPES, type DType } from '../ir/dtype.ts';
+import { DTYPES } from '../ir/dtype.ts';
 import { elementCount } from '../ir/tensor.ts';
 import { type Answer, type Frame, FrameReader, sendFrame, type WireTensor } from './native-frames.ts';
 import { readLog, spawnChild } from './native-process.ts';
 import type { PortInfo, Tensors } from './runner.ts';
-
-/** Element types of LiteRT's C interface. */
-export const ELEMENT_TYPES: Readonly<Partial<Record<DType, number>>> = {
-  f32: 1,
-  i32: 2,
-  u8: 3,
-  i64: 4,
-  bool: 6,
-  i16: 7,
-  i8: 9,
-};
 
 /** What the child is asked; the bytes of all runs' inputs follow. */
 export interface LitertRequest extends Frame {

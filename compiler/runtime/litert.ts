@@ -13,6 +13,7 @@ import {
   type TensorTypeHandle,
   type Vector,
 } from './litert-engine.ts';
+import { ELEMENT_TYPES } from './litert-types.ts';
 import type { PortInfo, Runner, Tensors } from './runner.ts';
 
 /** One callable entry of a loaded TFLite model. */
@@ -36,21 +37,6 @@ export interface LitertModel {
   dispose(): void;
 }
 
-/** LiteRT's ElementType codes (litert_model_types.h) of the types that can be inputs and outputs. */
-const ELEMENT_TYPES: Readonly<Partial<Record<DType, number>>> = {
-  f32: 1,
-  i32: 2,
-  u8: 3,
-  i64: 4,
-  bool: 6,
-  i16: 7,
-  i8: 9,
-  f16: 10,
-  f64: 11,
-  u64: 13,
-  u32: 16,
-  u16: 17,
-};
 const DTYPE_OF = new Map(Object.entries(ELEMENT_TYPES).map(([dtype, code]) => [code, dtype as DType]));
 
 /** Bytes copied into the runtime's memory at a time. */

@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { type Browser, type BrowserContextOptions, chromium, type Page } from 'playwright-core';
+import { expect } from 'vitest';
 
 const PATH = '/usr/bin/chromium';
 
@@ -36,12 +37,24 @@ export interface WatchedPage {
   close(): Promise<void>;
 }
 
-/** Opens a file and watches what it does. */
-export async function openWatched(
+/** Opens a file, looks at it, and holds it to what every report must keep to: no request, no message, no error. */
+export async function inspectPage(
   browser: Browser,
   url: string,
-  options: BrowserContextOptions = {},
-): Promise<WatchedPage> {
+  options: BrowserContextOptions,
+  inspect: (watched: WatchedPage) => Promise<void>,
+): Promise<void> {
+  const watched = await openWatched(browser, url, options);
+  try {
+    await inspect(watched);
+    expect(watched.complaints).toEqual([]);
+  } finally {
+    await watched.close();
+  }
+}
+
+/** Opens a file and watches what it does. */
+async function openWatched(browser: Browser, url: string, options: BrowserContextOptions = {}): Promise<WatchedPage> {
   const context = await browser.newContext(options);
   const page = await context.newPage();
   const complaints: string[] = [];

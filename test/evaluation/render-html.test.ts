@@ -4,11 +4,11 @@ import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import type { Browser, Page } from 'playwright-core';
+import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { renderHtml } from '../../evaluation/render-html.ts';
 import type { Report } from '../../evaluation/report.ts';
-import { describePixels, hasBrowser, launchBrowser, openWatched, type WatchedPage } from './browser.ts';
+import { describePixels, hasBrowser, inspectPage, launchBrowser, type WatchedPage } from './browser.ts';
 import { HOSTILE, LAYERS, makeReport, VALUES } from './make-report.ts';
 
 const WIDE = { width: 1280, height: 900 };
@@ -77,20 +77,11 @@ describe.skipIf(!hasBrowser)('renderHtml in a browser', () => {
     if (folder) rmSync(folder, { recursive: true, force: true });
   });
 
-  /** Opens a report, looks at it, and holds it to what every report must keep to. */
-  async function look(
-    options: Parameters<typeof openWatched>[2],
+  const look = (
+    options: BrowserContextOptions,
     inspect: (watched: WatchedPage) => Promise<void>,
     address = url,
-  ): Promise<void> {
-    const watched = await openWatched(browser, address, options);
-    try {
-      await inspect(watched);
-      expect(watched.complaints).toEqual([]);
-    } finally {
-      await watched.close();
-    }
-  }
+  ): Promise<void> => inspectPage(browser, address, options, inspect);
 
   test.each([
     ['wide, light', WIDE, 'light'],

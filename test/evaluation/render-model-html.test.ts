@@ -8,7 +8,7 @@ import { gradeModel } from '../../evaluation/grade-model.ts';
 import type { ModelReport } from '../../evaluation/model-report.ts';
 import { renderModelHtml } from '../../evaluation/render-model-html.ts';
 import { writeModelReport } from '../../evaluation/write-report.ts';
-import { hasBrowser, launchBrowser, openWatched } from './browser.ts';
+import { hasBrowser, inspectPage, launchBrowser } from './browser.ts';
 import { makeModelReport } from './make-model-report.ts';
 import { HOSTILE, VALUES } from './make-report.ts';
 
@@ -47,13 +47,7 @@ describe.skipIf(!hasBrowser)('in a browser', { timeout: 60_000 }, () => {
   ): Promise<void> {
     const path = join(folder, 'look.html');
     writeFileSync(path, renderModelHtml(report));
-    const watched = await openWatched(browser, pathToFileURL(path).href, { viewport });
-    try {
-      await check(watched.page);
-      expect(watched.complaints).toEqual([]);
-    } finally {
-      await watched.close();
-    }
+    await inspectPage(browser, pathToFileURL(path).href, { viewport }, ({ page }) => check(page));
   }
   const WIDE = { width: 1280, height: 900 };
 

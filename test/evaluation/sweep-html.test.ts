@@ -2,14 +2,14 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import type { Browser } from 'playwright-core';
+import type { Browser, BrowserContextOptions } from 'playwright-core';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { markFront } from '../../evaluation/sweep/choose-points.ts';
 import { renderSweepCsv } from '../../evaluation/sweep/render-sweep-csv.ts';
 import { renderSweepHtml } from '../../evaluation/sweep/render-sweep-html.ts';
 import { renderSweepText } from '../../evaluation/sweep/render-sweep-text.ts';
 import type { SweepReport } from '../../evaluation/sweep/sweep-report.ts';
-import { describePixels, hasBrowser, launchBrowser, openWatched, type WatchedPage } from './browser.ts';
+import { describePixels, hasBrowser, inspectPage, launchBrowser, type WatchedPage } from './browser.ts';
 import { makePoint, makeSweep } from './make-sweep.ts';
 
 const WIDE = { width: 1280, height: 900 };
@@ -80,19 +80,11 @@ describe.skipIf(!hasBrowser)('a sweep in a browser', () => {
     if (folder) rmSync(folder, { recursive: true, force: true });
   });
 
-  async function look(
-    options: Parameters<typeof openWatched>[2],
+  const look = (
+    options: BrowserContextOptions,
     inspect: (watched: WatchedPage) => Promise<void>,
     address = url,
-  ): Promise<void> {
-    const watched = await openWatched(browser, address, options);
-    try {
-      await inspect(watched);
-      expect(watched.complaints).toEqual([]);
-    } finally {
-      await watched.close();
-    }
-  }
+  ): Promise<void> => inspectPage(browser, address, options, inspect);
 
   test.each([
     ['wide, light', WIDE, 'light'],

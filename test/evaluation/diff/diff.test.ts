@@ -10,7 +10,7 @@ import { compareBuilds } from '../../../evaluation/diff/compare-builds.ts';
 import { describeDiff } from '../../../evaluation/diff/describe-diff.ts';
 import { renderDiffHtml } from '../../../evaluation/diff/render-diff-html.ts';
 import { renderDiffText } from '../../../evaluation/diff/render-diff-text.ts';
-import { describePixels, hasBrowser, launchBrowser, openWatched, type WatchedPage } from '../browser.ts';
+import { describePixels, hasBrowser, inspectPage, launchBrowser, type WatchedPage } from '../browser.ts';
 import { HOSTILE, makeDiff, makeView } from './make-diff.ts';
 
 function tensor(shape: readonly number[], seed = 1): RealTensor {
@@ -146,15 +146,8 @@ describe.skipIf(!hasBrowser)('in a browser', () => {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  async function look(options: BrowserContextOptions, use: (watched: WatchedPage) => Promise<void>): Promise<void> {
-    const watched = await openWatched(browser, url, options);
-    try {
-      await use(watched);
-      expect(watched.complaints).toEqual([]);
-    } finally {
-      await watched.close();
-    }
-  }
+  const look = (options: BrowserContextOptions, use: (watched: WatchedPage) => Promise<void>): Promise<void> =>
+    inspectPage(browser, url, options, use);
 
   test.each([
     ['light', 'wide', { width: 1280, height: 900 }],
